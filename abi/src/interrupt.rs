@@ -1,0 +1,22 @@
+//! Interrupts: a bit means "one or more of these happened in the past".
+//!
+//! The VMM sets bits in [`crate::control::CoreControl::pending`] of core 0 (or of the core concerned) in memory, and
+//! the guest takes them by exchanging the word with 0. A running guest sees them at its next look, without an exit;
+//! one that is not running sees them all when it next runs. Batched and asynchronous as in Denali.
+
+/// A deadline given to `idle` has come.
+pub const TIMER: u64 = 1 << 0;
+/// Frames were put into the receive ring.
+pub const NET_RX: u64 = 1 << 1;
+/// Transmit buffers came back, and the guest had asked to be told.
+pub const NET_TX: u64 = 1 << 2;
+/// Block requests were finished (reserved).
+pub const BLOCK: u64 = 1 << 3;
+/// The guest is asked to end itself soon.
+pub const STOP: u64 = 1 << 4;
+/// The core will be taken away at `quantum_end`.
+pub const PREEMPT: u64 = 1 << 5;
+/// Another core called `resources(CORE_WAKE)`.
+pub const WAKE: u64 = 1 << 6;
+/// Every bit in use.
+pub const ALL: u64 = 0x7f;

@@ -1,0 +1,158 @@
+//! Memory of live, idle instances, the kernel's included.
+//!
+//! A fresh process makes one instance, looks at what the whole machine has in use, makes many more, and looks again.
+//! The difference by the number of instances is what one costs: its own pages, and the kernel's structures for it,
+//! accounted or not. Everything else that happens on the machine meanwhile is noise, which many instances make small.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::floor::Floor;
+use crate::launch;
+
+/// Instances of one measurement.
+pub const INSTANCES: usize = 200;
+
+/// What is measured in a process of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// Raw KVM.
+    Floor,
+    /// Guests of a cell, which run this image with the argument `idle`.
+    Cell(&'a Path),
+}
+
+/// First argument of the process that measures.
+pub const CHILD: &str = "--memory-of";
+
+/// Measures in a fresh process of this same program. Returns KiB per instance.
+///
+/// # Errors
+/// When the process fails.
+pub fn measure(kind: Kind<'_>) -> Result<f64> {
+    let program = std::env::current_exe().context("cannot find this program's file")?;
+    let mut command = Command::new(program);
+    command.arg(CHILD);
+    if let Kind::Cell(image) = kind {
+        command.arg(image);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start the measuring process")?;
+    ensure!(output.status.success(), "the measuring process failed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().with_context(|| format!("the measuring process printed {text:?}"))
+}
+
+/// The measuring process: prints KiB per instance.
+///
+/// # Errors
+/// When an instance cannot be made.
+pub fn child(kind: Kind<'_>) -> Result<()> {
+    let per_instance = match kind {
+        Kind::Floor => {
+            let mut floor = Floor::open()?;
+            per_instance(|| floor.launch())?
+        }
+        Kind::Cell(image) => {
+            let mut cell = launch::Cell::open(image)?;
+            per_instance(|| Ok(cell.launch(&["idle"])?.0))?
+        }
+    };
+    println!("{per_instance}");
+    Ok(())
+}
+
+fn per_instance<T>(mut make: impl FnMut() -> Result<T>) -> Result<f64> {
+    let first = make()?;
+    let mut instances = Vec::with_capacity(INSTANCES);
+    let before = settled_kib()?;
+    for _ in 0..INSTANCES {
+        instances.push(make()?);
+    }
+    let after = settled_kib()?;
+    drop((first, instances));
+    Ok((after as f64 - before as f64) / INSTANCES as f64)
+}
+
+/// What is in use once it no longer changes: the kernel frees what an earlier process held some time after its end.
+/// On a machine that never rests, what it is after two seconds.
+fn settled_kib() -> Result<i64> {
+    const STEP: Duration = Duration::from_millis(100);
+    const CALM_KIB: i64 = 256;
+    let mut last = used_kib()?;
+    for _ in 0..20 {
+        thread::sleep(STEP);
+        let now = used_kib()?;
+        if (now - last).abs() <= CALM_KIB {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
+}
+
+/// KiB in use: all of the machine's memory but what is free, file caches, and what other processes have of their own
+/// (whose coming and going would drown the difference).
+///
+/// Free is also what lies in the processors' private lists, which the usual count of free memory leaves out: with many
+/// machines made and ended these hold more than a hundred MiB. Reclaimable slabs count as used, because
+/// what KVM takes of them (its debug files) cannot be reclaimed while the VM lives.
+fn used_kib() -> Result<i64> {
+    // Counts are kept per processor and gathered once a second, unless somebody asks.
+    fs::read("/proc/sys/vm/stat_refresh").context("/proc/sys/vm/stat_refresh (memory is measured as root)")?;
+    let machine = Fields::read("/proc/meminfo")?;
+    let this = Fields::read("/proc/self/status")?;
+    let free = machine.get("MemFree")? + private_lists_kib()?;
+    // Memory files count as cache, yet cannot be given up.
+    let caches = machine.get("Buffers")? + machine.get("Cached")? - machine.get("Shmem")?;
+    let processes = machine.get("AnonPages")? + machine.get("PageTables")?;
+    let own = this.get("RssAnon")? + this.get("VmPTE")?;
+    Ok(machine.get("MemTotal")? - free - caches - processes + own)
+}
+
+/// KiB of free pages in the processors' private lists.
+fn private_lists_kib() -> Result<i64> {
+    let zones = fs::read_to_string("/proc/zoneinfo").context("/proc/zoneinfo")?;
+    let pages = zones.lines().filter_map(|line| line.trim().strip_prefix("count:")?.trim().parse::<i64>().ok());
+    Ok(pages.sum::<i64>() * 4)
+}
+
+/// A file of lines `name: n kB`.
+struct Fields {
+    file: &'static str,
+    text: String,
+}
+
+impl Fields {
+    fn read(file: &'static str) -> Result<Fields> {
+        Ok(Fields { file, text: fs::read_to_string(file).context(file)? })
+    }
+
+    fn get(&self, name: &str) -> Result<i64> {
+        self.text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok())
+            .with_context(|| format!("{} has no {name}", self.file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_touched_is_seen() {
+        const BYTES: usize = 256 << 10;
+        // Instances that are nothing but memory cost what they are.
+        let kib = per_instance(|| Ok(vec![1u8; BYTES])).unwrap();
+        assert!((200.0..400.0).contains(&kib), "{kib} KiB for an instance of 256 KiB");
+    }
+}

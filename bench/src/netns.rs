@@ -1,0 +1,165 @@
+//! A network namespace behind a veth pair: where native servers run, so that their packets cross a device as a
+//! guest's do.
+//!
+//! The namespace has no name: it lives while this process holds its descriptor or a thread in it, and takes the veth
+//! pair with it. So nothing is left behind however the process ends.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+use std::{io, process};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::ethtool;
+
+/// Subnets that this program uses: 10.98.0.0/24 and up for veth pairs, 10.98.128.0/24 and up for guests.
+const NET: [u8; 2] = [10, 98];
+
+/// The device inside the namespace.
+const INSIDE: &str = "eth0";
+
+/// A namespace that is connected to the host's by a veth pair with MTU 1500.
+#[derive(Debug)]
+pub struct Namespace {
+    handle: File,
+    host_device: String,
+    subnet: u8,
+}
+
+impl Namespace {
+    /// Makes the namespace, the pair and its addresses.
+    ///
+    /// # Errors
+    /// Without the right to do so, without `ip`, or when no subnet is free.
+    pub fn new() -> Result<Namespace> {
+        let handle = thread::spawn(|| -> Result<File> {
+            // SAFETY: changes this thread's namespace only; the thread ends at once.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+                return Err(io::Error::last_os_error())
+                    .context("cannot make a network namespace (the network benchmarks need root)");
+            }
+            File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")
+        })
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread that makes the namespace panicked"))??;
+        let subnet = free_subnet(0)?;
+        let host_device = format!("fkb{}", process::id());
+        let path = format!("/proc/{}/fd/{}", process::id(), handle.as_raw_fd());
+        let namespace = Namespace { handle, host_device, subnet };
+        let host = &namespace.host_device;
+        ip(&[
+            "link", "add", host, "mtu", "1500", "type", "veth", "peer", INSIDE, "mtu", "1500", "netns", &path,
+        ])?;
+        ip(&["addr", "add", &format!("{}/24", namespace.host()), "dev", host])?;
+        ip(&["link", "set", host, "up"])?;
+        let inside = format!("{}/24", namespace.address());
+        namespace.run(move || {
+            ip(&["link", "set", "lo", "up"])?;
+            ip(&["addr", "add", &inside, "dev", INSIDE])?;
+            ip(&["link", "set", INSIDE, "up"])
+        })??;
+        Ok(namespace)
+    }
+
+    /// The host's address on the pair.
+    #[must_use]
+    pub fn host(&self) -> Ipv4Addr {
+        Ipv4Addr::new(NET[0], NET[1], self.subnet, 1)
+    }
+
+    /// The address inside.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(NET[0], NET[1], self.subnet, 2)
+    }
+
+    /// Starts a thread inside.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or no thread started.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<JoinHandle<Result<T>>> {
+        let handle = self.handle.try_clone().context("cannot duplicate the namespace's descriptor")?;
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                // SAFETY: changes this thread's namespace only.
+                if unsafe { libc::setns(handle.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+                    return Err(io::Error::last_os_error()).context("cannot enter the network namespace");
+                }
+                Ok(work())
+            })
+            .context("cannot start a thread")
+    }
+
+    /// Runs `work` inside and waits for it.
+    ///
+    /// # Errors
+    /// As [`Namespace::spawn`].
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        self.spawn("namespace", work)?
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread in the namespace panicked"))?
+    }
+
+    /// Switches segmentation offload at both ends of the pair.
+    ///
+    /// # Errors
+    /// As [`ethtool::set_segmentation_offload`].
+    pub fn set_segmentation_offload(&self, on: bool) -> Result<()> {
+        ethtool::set_segmentation_offload(&self.host_device, on)?;
+        self.run(move || ethtool::set_segmentation_offload(INSIDE, on))?
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // The kernel would do it with the namespace, a little later.
+        let removed = ip(&["link", "del", &self.host_device]);
+        if let Err(error) = removed {
+            eprintln!("bench: {error:#}");
+        }
+    }
+}
+
+/// The third byte of a free 10.98.x.0/24, from `from` on.
+fn free_subnet(from: u8) -> Result<u8> {
+    let output = Command::new("ip").args(["-o", "-4", "addr", "show"]).output().context(NO_IP)?;
+    ensure!(output.status.success(), "`ip -o -4 addr show` failed");
+    let addresses = String::from_utf8_lossy(&output.stdout);
+    (from..from.saturating_add(100))
+        .find(|n| !addresses.contains(&format!(" {}.{}.{n}.", NET[0], NET[1])))
+        .with_context(|| format!("every subnet from {}.{}.{from}.0/24 on is in use", NET[0], NET[1]))
+}
+
+/// Subnets for guests, each one new, so that connections which linger from an earlier guest do not use up ports.
+#[derive(Debug, Default)]
+pub struct GuestSubnets(u8);
+
+impl GuestSubnets {
+    /// The next one, as `(subnet, address of the first guest)`.
+    ///
+    /// # Errors
+    /// When none is free.
+    pub fn next(&mut self) -> Result<(String, Ipv4Addr)> {
+        let n = free_subnet(128 + self.0)?;
+        self.0 = (n - 128 + 1) % 28;
+        Ok((format!("{}.{}.{n}.0/24", NET[0], NET[1]), Ipv4Addr::new(NET[0], NET[1], n, 2)))
+    }
+}
+
+const NO_IP: &str = "cannot run `ip`; install it with: apt-get install iproute2";
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(arguments).output().context(NO_IP)?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

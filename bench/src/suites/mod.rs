@@ -1,0 +1,110 @@
+//! The benchmarks, one module for each ID (the baselines alone in one).
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::figure::Figure;
+use crate::guest::Artifacts;
+use crate::netns::GuestSubnets;
+
+pub mod baselines;
+pub mod bulk;
+pub mod documents;
+pub mod exit;
+pub mod http;
+pub mod launch;
+pub mod path;
+
+/// What a benchmark is given.
+#[derive(Debug)]
+pub struct Session {
+    /// Runs of each side.
+    pub runs: usize,
+    /// Length of one loaded run, seconds.
+    pub seconds: u32,
+    /// Program files; `None` when only baselines run.
+    pub artifacts: Option<Artifacts>,
+    /// Subnets for guests.
+    pub subnets: GuestSubnets,
+    /// Takes each figure as soon as it is there.
+    pub report: fn(&Figure) -> Result<()>,
+}
+
+impl Session {
+    /// Length of one loaded run.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        Duration::from_secs(u64::from(self.seconds))
+    }
+
+    /// Program files.
+    ///
+    /// # Errors
+    /// When the session runs baselines only.
+    pub fn artifacts(&self) -> Result<Artifacts> {
+        self.artifacts.clone().ok_or_else(|| anyhow::anyhow!("this session runs baselines only"))
+    }
+}
+
+/// A benchmark.
+#[derive(Clone, Copy, Debug)]
+pub struct Suite {
+    /// Its ID on the command line and in its figures.
+    pub id: &'static str,
+    /// What it measures.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&mut Session) -> Result<()>,
+    /// Needs guests; the others are baselines alone, and not part of `all`.
+    pub guests: bool,
+}
+
+/// Every benchmark.
+pub const SUITES: &[Suite] = &[
+    Suite {
+        id: "launch",
+        about: "launching a guest: in a running process, as a whole process; memory of a live idle one",
+        run: launch::run,
+        guests: true,
+    },
+    Suite { id: "exit", about: "round trip of a hypercall", run: exit::run, guests: true },
+    Suite {
+        id: "http",
+        about: "HTTP requests per second by connections, exits per request, 64 connections beside 4,000 idle ones",
+        run: http::run,
+        guests: true,
+    },
+    Suite {
+        id: "D1",
+        about: "share of a packet's latency that is the VMM and the crossing",
+        run: path::run,
+        guests: true,
+    },
+    Suite { id: "D2", about: "TCP bulk transfer, both ways", run: bulk::run, guests: true },
+    Suite {
+        id: "D3",
+        about: "HTTP requests per second by size of the document",
+        run: documents::run,
+        guests: true,
+    },
+    Suite { id: "floor", about: "baseline alone: raw KVM ioctls", run: baselines::floor, guests: false },
+    Suite {
+        id: "native-http",
+        about: "baseline alone: epoll HTTP server behind veth",
+        run: baselines::http,
+        guests: false,
+    },
+    Suite {
+        id: "native-bulk",
+        about: "baseline alone: TCP over veth, with and without segmentation offload",
+        run: baselines::bulk,
+        guests: false,
+    },
+    Suite {
+        id: "native-path",
+        about: "baseline alone: UDP round trip over veth",
+        run: baselines::path,
+        guests: false,
+    },
+];

@@ -1,0 +1,63 @@
+//! What each figure is to reach. The one place where the promises stand.
+
+use std::fmt;
+
+use crate::figure::Figure;
+
+/// A promise about a figure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// The ratio to the baseline is at most this.
+    RatioAtMost(f64),
+    /// The ratio to the baseline is at least this.
+    RatioAtLeast(f64),
+    /// The value itself is at most this.
+    ValueAtMost(f64),
+}
+
+impl Target {
+    /// Whether `figure` reaches it. A figure without a ratio reaches no promise about one.
+    #[must_use]
+    pub fn is_met(self, figure: &Figure) -> bool {
+        match self {
+            Target::RatioAtMost(most) => figure.ratio.is_some_and(|r| r <= most),
+            Target::RatioAtLeast(least) => figure.ratio.is_some_and(|r| r >= least),
+            Target::ValueAtMost(most) => figure.value <= most,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::RatioAtMost(v) => write!(f, "<= {v}x"),
+            Target::RatioAtLeast(v) => write!(f, ">= {v}x"),
+            Target::ValueAtMost(v) => write!(f, "<= {v}"),
+        }
+    }
+}
+
+/// `(id, what, promise)`. On the development machine's `/dev/kvm`; ratios within one run.
+pub const TARGETS: &[(&str, &str, Target)] = &[
+    ("launch", "in_process", Target::RatioAtMost(1.25)),
+    ("launch", "whole_process", Target::RatioAtMost(2.0)),
+    ("launch", "memory", Target::RatioAtMost(1.15)),
+    ("exit", "hypercall", Target::RatioAtMost(1.1)),
+    ("http", "1", Target::RatioAtLeast(1.5)),
+    ("http", "16", Target::RatioAtLeast(0.7)),
+    ("http", "64", Target::RatioAtLeast(0.85)),
+    ("http", "256", Target::RatioAtLeast(1.0)),
+    ("http", "1000", Target::RatioAtLeast(1.2)),
+    ("http", "4000", Target::RatioAtLeast(1.2)),
+    ("http", "exits_per_request", Target::ValueAtMost(0.05)),
+    ("http", "idle_4000", Target::RatioAtLeast(0.95)),
+    ("D1", "vmm_share", Target::RatioAtMost(0.2)),
+    ("D2", "host_to_guest", Target::RatioAtLeast(0.95)),
+    ("D2", "guest_to_host", Target::RatioAtLeast(1.3)),
+];
+
+/// The promise about a figure, if there is one.
+#[must_use]
+pub fn of(id: &str, what: &str) -> Option<Target> {
+    TARGETS.iter().find(|(i, w, _)| (*i, *w) == (id, what)).map(|(_, _, target)| *target)
+}

@@ -1,0 +1,137 @@
+//! The stages, in the order in which they run: what fails soonest comes first.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{Context, Stage, suites, totals::Totals};
+use crate::{
+    deps, doc_check, fuzz, images, packages, process, reproducible, terminal,
+    workspace::{self, STATIC, TARGET},
+};
+
+/// The stage that all others need.
+pub(super) const PACKAGES: &str = "packages";
+
+pub(super) const ALL: [Stage; 15] = [
+    Stage { name: PACKAGES, what: "Debian packages that the stages need", quick: true, run: install },
+    Stage { name: "fmt", what: "formatting", quick: true, run: fmt },
+    Stage {
+        name: "deps",
+        what: "licences, sources and banned versions of dependencies",
+        quick: true,
+        run: dependencies,
+    },
+    Stage { name: "clippy", what: "lints, warnings denied", quick: true, run: clippy },
+    Stage { name: "doc", what: "documentation of the crates, warnings denied", quick: false, run: doc },
+    Stage {
+        name: "reference",
+        what: "the book's reference against the contract",
+        quick: true,
+        run: reference,
+    },
+    Stage { name: "unit", what: "unit and property tests", quick: true, run: unit },
+    Stage { name: "doctest", what: "examples in documentation", quick: false, run: doctest },
+    Stage { name: "loom", what: "shared rings under every interleaving", quick: false, run: loom },
+    Stage { name: "images", what: "images of all guests", quick: true, run: build_images },
+    Stage {
+        name: "reproducible",
+        what: "images built in two folders are the same",
+        quick: false,
+        run: reproduce,
+    },
+    Stage { name: "host", what: "suites on this machine's /dev/kvm", quick: true, run: suites::host },
+    Stage {
+        name: "stock",
+        what: "suites on a stock kernel with kvm-amd, in QEMU",
+        quick: false,
+        run: suites::stock,
+    },
+    Stage { name: "fuzz", what: "a short run of each fuzz target", quick: false, run: fuzz_each },
+    Stage { name: "bench", what: "benchmarks build and list what there is", quick: false, run: bench },
+];
+
+/// How long a build may take on a slow machine.
+pub(crate) const BUILD: Duration = Duration::from_secs(15 * 60);
+
+fn install(_: &Context) -> Result<Totals> {
+    use packages::{BINUTILS, BUSYBOX, CURL, CXX, IPROUTE, QEMU, WRK};
+    packages::require(&[&BINUTILS, &BUSYBOX, &CURL, &CXX, &IPROUTE, &QEMU, &WRK])?;
+    Ok(Totals::one(true))
+}
+
+fn fmt(context: &Context) -> Result<Totals> {
+    context.check(
+        &mut context.workspace.cargo(&["fmt", "--all", "--check", "--", "--color", terminal::color_choice()]),
+        BUILD,
+    )
+}
+
+fn dependencies(context: &Context) -> Result<Totals> {
+    Ok(Totals::one(deps::check(&context.workspace)?))
+}
+
+fn clippy(context: &Context) -> Result<Totals> {
+    let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    context.check(&mut context.workspace.cargo(&arguments), BUILD)
+}
+
+fn doc(context: &Context) -> Result<Totals> {
+    let mut command = context.workspace.cargo(&["doc", "--workspace", "--no-deps"]);
+    context.check(command.env("RUSTDOCFLAGS", "-D warnings"), BUILD)
+}
+
+fn reference(context: &Context) -> Result<Totals> {
+    Ok(Totals::one(doc_check::check(&context.workspace, false)?))
+}
+
+/// Tests of the crates; those of the whole are the suites.
+const CRATES: [&str; 3] = ["--workspace", "--exclude", suites::PACKAGE];
+
+fn unit(context: &Context) -> Result<Totals> {
+    if process::find("cargo-nextest").is_some() {
+        let mut command =
+            context.workspace.cargo(&["nextest", "run", "--no-fail-fast", "--no-tests", "fail"]);
+        return context.tests(command.args(CRATES), BUILD);
+    }
+    // Documentation's examples have a stage of their own.
+    let mut command = context.workspace.cargo(&["test", "--no-fail-fast", "--tests"]);
+    context.tests(command.args(CRATES), BUILD)
+}
+
+fn doctest(context: &Context) -> Result<Totals> {
+    context.tests(context.workspace.cargo(&["test", "--doc", "--no-fail-fast"]).args(CRATES), BUILD)
+}
+
+fn loom(context: &Context) -> Result<Totals> {
+    let workspace = &context.workspace;
+    let mut command = workspace.cargo(&["test", "--release", "--package", "foraker-net", "loom"]);
+    // A folder of its own: the flag would build the rest of the workspace anew each time.
+    command.args(["--target", TARGET, "--target-dir"]).arg(workspace.generated("loom"));
+    let flags = workspace::encode_flags(&[&STATIC[..], &["--cfg", "loom"]].concat());
+    context.tests(command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags), BUILD)
+}
+
+fn build_images(context: &Context) -> Result<Totals> {
+    let built = images::build(&context.workspace, &context.workspace.generated("images"), None)?;
+    process::print_line(&format!("{} images", built.len()));
+    Ok(Totals::one(true))
+}
+
+fn reproduce(context: &Context) -> Result<Totals> {
+    Ok(Totals::one(reproducible::check(&context.workspace)?))
+}
+
+/// Seconds of each fuzz target.
+const FUZZ_SECONDS: u64 = 8;
+
+fn fuzz_each(context: &Context) -> Result<Totals> {
+    fuzz::all(context, None, FUZZ_SECONDS)
+}
+
+fn bench(context: &Context) -> Result<Totals> {
+    let arguments = ["run", "--release", "--package", "bench", "--", "--list"];
+    let mut lines = 0;
+    context.stream(&mut context.workspace.cargo(&arguments), BUILD, &mut |_| lines += 1)?;
+    Ok(Totals::one(lines > 0))
+}

@@ -1,0 +1,274 @@
+//! The run queue, the loop and its idling.
+
+use super::join::JoinHandle;
+use super::timers::{Key, Timers};
+use crate::core_local::core_local;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use async_task::Runnable;
+use core::cell::{Cell, RefCell};
+use core::future::Future;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Waker;
+
+struct Executor {
+    ready: RefCell<VecDeque<Runnable>>,
+    timers: RefCell<Timers<Option<Waker>>>,
+    stop: Cell<bool>,
+    stop_wakers: RefCell<Vec<Waker>>,
+    statistics: Cell<Statistics>,
+}
+
+/// Counters of the executor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Statistics {
+    /// Times a task ran until it waited.
+    pub polls: u64,
+    /// Rounds of the loop.
+    pub rounds: u64,
+    /// `idle` hypercalls.
+    pub idles: u64,
+    /// Times that looking found something, so that no `idle` was needed.
+    pub looks: u64,
+}
+
+core_local! {
+    static EXECUTOR: Executor = Executor {
+        ready: RefCell::new(VecDeque::new()),
+        timers: RefCell::new(Timers::new()),
+        stop: Cell::new(false),
+        stop_wakers: RefCell::new(Vec::new()),
+        statistics: Cell::new(Statistics { polls: 0, rounds: 0, idles: 0, looks: 0 }),
+    };
+}
+
+/// Tasks that another core woke.
+static REMOTE: Remote = Remote { locked: AtomicBool::new(false), queue: core::cell::UnsafeCell::new(Vec::new()) };
+
+struct Remote {
+    locked: AtomicBool,
+    queue: core::cell::UnsafeCell<Vec<Runnable>>,
+}
+
+// SAFETY: `queue` is only reached while `locked` is held.
+unsafe impl Sync for Remote {}
+
+impl Remote {
+    fn with<R>(&self, f: impl FnOnce(&mut Vec<Runnable>) -> R) -> R {
+        while self.locked.swap(true, Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
+        // SAFETY: the lock is held; `f` does not come back here.
+        let result = f(unsafe { &mut *self.queue.get() });
+        self.locked.store(false, Ordering::Release);
+        result
+    }
+}
+
+/// Puts a task that can run into the queue. Called by wakers, on any core.
+fn schedule(task: Runnable) {
+    if crate::core_local::on_core_0() {
+        EXECUTOR.with(|executor| executor.ready.borrow_mut().push_back(task));
+    } else {
+        REMOTE.with(|queue| queue.push(task));
+        // Core 0 exists and can always be woken.
+        let _ = crate::cores::wake(0);
+    }
+}
+
+/// Starts a task. It runs on, whether its handle is kept or dropped.
+///
+/// # Panics
+/// On another core than 0.
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    assert!(crate::core_local::on_core_0(), "tasks belong to core 0");
+    // SAFETY: the future needs not be `Send`: it is run and dropped on core 0 only, where `schedule` brings every
+    // runnable, and its handle cannot leave core 0 either. It borrows nothing. Wakers go through `schedule`, which any core may call.
+    let (runnable, task) = unsafe { async_task::spawn_unchecked(future, schedule) };
+    runnable.schedule();
+    JoinHandle::new(task)
+}
+
+/// Runs `main`, and all tasks that it spawns, until it is done. `entry!(async main)` calls this.
+///
+/// # Panics
+/// On another core than 0.
+pub fn run<F>(main: F) -> F::Output
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    crate::logger::init(log::LevelFilter::Info);
+    let mut main = core::pin::pin!(spawn(main));
+    let mut context = core::task::Context::from_waker(Waker::noop());
+    loop {
+        // The handle is only looked at: the loop goes on by itself until the task is done.
+        if let core::task::Poll::Ready(output) = main.as_mut().poll(&mut context) {
+            // What was sent last, the last answers of a server that stops, still has to leave.
+            crate::net::flush();
+            return output;
+        }
+        round();
+    }
+}
+
+/// Most tasks that run before the network is looked at again.
+const BATCH: usize = 256;
+
+/// One round: interrupts, frames received, timers, tasks, frames sent, and idling if nothing remains to do.
+fn round() {
+    let now = crate::now();
+    interrupts();
+    let more_frames = crate::net::receive(now);
+    expire(now);
+    let polls = run_ready();
+    crate::net::transmit(now);
+    let executor_idle = EXECUTOR.with(|executor| {
+        let mut statistics = executor.statistics.get();
+        statistics.polls += polls as u64;
+        statistics.rounds += 1;
+        executor.statistics.set(statistics);
+        executor.ready.borrow().is_empty()
+    });
+    if executor_idle && !more_frames {
+        idle();
+    } else {
+        crate::net::kick();
+    }
+}
+
+fn interrupts() {
+    let bits = crate::interrupt::take();
+    if bits & crate::interrupt::WAKE != 0 {
+        REMOTE.with(|queue| {
+            EXECUTOR.with(|executor| executor.ready.borrow_mut().extend(queue.drain(..)));
+        });
+    }
+    if bits & crate::interrupt::STOP != 0 {
+        EXECUTOR.with(|executor| {
+            executor.stop.set(true);
+            executor.stop_wakers.take().into_iter().for_each(Waker::wake);
+        });
+    }
+}
+
+/// Wakes what timers are due.
+fn expire(now: u64) {
+    EXECUTOR.with(|executor| {
+        loop {
+            let waker = {
+                let mut timers = executor.timers.borrow_mut();
+                let Some(key) = timers.pop(now) else { break };
+                timers.value_mut(key).take()
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    });
+}
+
+/// Runs the tasks that are ready now, not those that they make ready.
+fn run_ready() -> usize {
+    let count = EXECUTOR.with(|executor| executor.ready.borrow().len().min(BATCH));
+    for _ in 0..count {
+        let Some(task) = EXECUTOR.with(|executor| executor.ready.borrow_mut().pop_front()) else { break };
+        task.run();
+    }
+    count
+}
+
+/// Nothing can run: looks at the rings for as long as that is welcome, then gives up the core.
+fn idle() {
+    let timer = EXECUTOR.with(|executor| executor.timers.borrow().next());
+    let until = timer.into_iter().chain(crate::net::next_timer()).min().unwrap_or(u64::MAX);
+    let schedule = &crate::registers().schedule;
+    let found = schedule.look_ns.load(Ordering::Relaxed) != 0 && {
+        crate::net::kick();
+        let start = crate::now();
+        loop {
+            if crate::net::has_frames() || crate::interrupt::pending() != 0 {
+                break true;
+            }
+            let now = crate::now();
+            if now >= until {
+                break true;
+            }
+            // Read anew each time: the VMM may end the welcome at any moment.
+            if now.saturating_sub(start) >= u64::from(schedule.look_ns.load(Ordering::Relaxed)) {
+                break false;
+            }
+            core::hint::spin_loop();
+        }
+    };
+    if !found {
+        crate::hypercall::idle(until);
+    }
+    EXECUTOR.with(|executor| {
+        let mut statistics = executor.statistics.get();
+        if found {
+            statistics.looks += 1;
+        } else {
+            statistics.idles += 1;
+        }
+        executor.statistics.set(statistics);
+    });
+}
+
+/// Counters of the executor since start.
+#[must_use]
+pub fn statistics() -> Statistics {
+    EXECUTOR.with(|executor| executor.statistics.get())
+}
+
+pub(crate) fn stop_requested() -> bool {
+    EXECUTOR.with(|executor| executor.stop.get())
+}
+
+/// Whether a stop was requested; if not, `waker` is woken when it is.
+pub(crate) fn on_stop(waker: &Waker) -> bool {
+    EXECUTOR.with(|executor| {
+        if !executor.stop.get() {
+            let mut wakers = executor.stop_wakers.borrow_mut();
+            if !wakers.iter().any(|known| known.will_wake(waker)) {
+                wakers.push(waker.clone());
+            }
+        }
+        executor.stop.get()
+    })
+}
+
+/// A timer of the executor.
+pub(crate) struct Timer(Key);
+
+impl Timer {
+    pub(crate) fn new() -> Self {
+        Timer(EXECUTOR.with(|executor| executor.timers.borrow_mut().insert(None)))
+    }
+
+    /// Has `waker` woken at `deadline`. Setting it later than before costs next to nothing.
+    pub(crate) fn set(&self, deadline: u64, waker: &Waker) {
+        let old = EXECUTOR.with(|executor| {
+            let mut timers = executor.timers.borrow_mut();
+            timers.set(self.0, deadline);
+            let known = timers.value_mut(self.0);
+            match known {
+                Some(known) if known.will_wake(waker) => None,
+                _ => known.replace(waker.clone()),
+            }
+        });
+        // Outside of the borrow: dropping a waker may free a task.
+        drop(old);
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let waker = EXECUTOR.with(|executor| executor.timers.borrow_mut().remove(self.0));
+        drop(waker);
+    }
+}

@@ -1,0 +1,43 @@
+//! Measures from inside what cannot be measured from outside. The benchmarks launch it.
+//!
+//! - `probe hypercall BATCHES CALLS`: round trip of a hypercall that does nothing; one line for each batch.
+//! - `probe idle`: says so, and then rests until it is asked to stop: what a live idle guest costs.
+#![no_std]
+#![no_main]
+
+use guest_libos::time::Instant;
+use guest_libos::{args, hypercall, interrupt, println};
+
+guest_libos::entry!(main, net: true);
+
+const USAGE: &str = "usage: probe hypercall BATCHES CALLS | idle";
+
+fn main() -> Result<(), &'static str> {
+    let mut arguments = args().skip(1);
+    match arguments.next() {
+        Some("hypercall") => {
+            let mut number = || arguments.next()?.parse().ok().filter(|n| *n > 0);
+            let (batches, calls) = (number().ok_or(USAGE)?, number().ok_or(USAGE)?);
+            hypercalls(batches, calls);
+            Ok(())
+        }
+        Some("idle") => {
+            println!("idle");
+            while interrupt::take() & interrupt::STOP == 0 {
+                hypercall::idle(u64::MAX);
+            }
+            Ok(())
+        }
+        _ => Err(USAGE),
+    }
+}
+
+fn hypercalls(batches: u32, calls: u32) {
+    for _ in 0..batches {
+        let start = Instant::now();
+        for _ in 0..calls {
+            hypercall::nop();
+        }
+        println!("hypercall_ns {}", start.elapsed().as_nanos() / u128::from(calls));
+    }
+}

@@ -1,0 +1,422 @@
+//! The cell: starting guests, ending them, and what its threads share.
+
+use std::net::Ipv4Addr;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
+use foraker_abi::{layout, note};
+use foraker_image::{Image, ImageError};
+use foraker_machine::{Host, HostError, Machine, MachineError, Start};
+use foraker_memory::{Arena, GuestMemory, MemoryError};
+use foraker_policy::token_bucket::TokenBucket;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::clock::Clock;
+use crate::console::{Console, LineBuffer};
+use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, VirtualCore};
+use crate::network::{Network, NetworkError, Service};
+use crate::report::End;
+use crate::worker::{Worker, WorkerShared};
+
+/// What a guest gets when neither its image nor its owner says otherwise, bytes.
+pub const DEFAULT_MEMORY: u64 = 16 << 20;
+/// Console bytes per second of a guest, and as many at once, when nobody says otherwise.
+pub const DEFAULT_CONSOLE: u64 = 4 << 20;
+
+/// How a cell is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Address space for guests' memory, bytes.
+    pub arena: u64,
+    /// Where consoles go: a descriptor that stays open.
+    pub console: RawFd,
+    /// The network, if any guest has one.
+    pub network: Option<NetworkConfig>,
+}
+
+/// How a cell's network is set up.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkConfig {
+    /// An existing TAP device to use; otherwise one is made.
+    pub tap: Option<String>,
+    /// IPv4 subnet of the cell as (network address, prefix bits); otherwise the first free one of 10.99.0.0/16.
+    pub subnet: Option<(Ipv4Addr, u8)>,
+    /// File that records every frame.
+    pub pcap: Option<PathBuf>,
+    /// Who serves the rings.
+    pub service: Service,
+}
+
+/// A guest to start.
+#[derive(Clone, Debug)]
+pub struct GuestSpec {
+    /// What it runs.
+    pub image: Arc<LoadedImage>,
+    /// Its name; also its first argument.
+    pub name: String,
+    /// Its memory, bytes.
+    pub memory: u64,
+    /// Its cores.
+    pub cores: u32,
+    /// Arguments after the name.
+    pub arguments: Vec<String>,
+    /// Environment, as `NAME=value`.
+    pub environment: Vec<String>,
+    /// Its network, if it has one.
+    pub network: Option<NetworkSpec>,
+    /// Console bytes per second.
+    pub console_limit: u64,
+    /// Mark its lines with its name.
+    pub console_prefix: bool,
+    /// Each interrupt forces it out.
+    pub immediate: bool,
+}
+
+/// A guest's share of the network. Rates per second; `None` for no limit.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkSpec {
+    /// Its IPv4 address; otherwise the next free one.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Bytes received.
+    pub rx_bytes: Option<u64>,
+    /// Bytes sent.
+    pub tx_bytes: Option<u64>,
+    /// Frames sent.
+    pub tx_packets: Option<u64>,
+}
+
+/// An image with its shared part in memory.
+#[derive(Debug)]
+pub struct LoadedImage {
+    image: Image,
+    shared: Arc<foraker_memory::Shared>,
+}
+
+impl LoadedImage {
+    /// Reads an image.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not an image, or the host has no memory.
+    pub fn open(path: &Path) -> Result<Arc<LoadedImage>, CellError> {
+        let image = Image::open(path)?;
+        let shared = Arc::new(foraker_memory::Shared::new(&image)?);
+        Ok(Arc::new(LoadedImage { image, shared }))
+    }
+
+    /// Its manifest in TOML, if it has one.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&str> {
+        self.image.manifest.as_deref()
+    }
+
+    /// Whether its note says that it uses the network.
+    #[must_use]
+    pub fn wants_network(&self) -> bool {
+        self.image.note.flags & note::FLAG_NET != 0
+    }
+
+    /// Memory that its note asks for, bytes, or the default.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        if self.image.note.memory == 0 { DEFAULT_MEMORY } else { self.image.note.memory }
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.image.path.as_deref()
+    }
+}
+
+/// Why a cell or a guest cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum CellError {
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The host refused something else.
+    #[error("{0}: {1}")]
+    Os(&'static str, std::io::Error),
+    /// A setting is out of range.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// What the threads of a cell share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) workers: Vec<WorkerShared>,
+    pub(crate) console: Console,
+    pub(crate) network: Option<Network>,
+    guests: Mutex<Vec<Arc<Guest>>>,
+    ended: EventFd,
+    stopping: AtomicBool,
+    next_id: AtomicU64,
+}
+
+/// A cell.
+#[derive(Debug)]
+pub struct Cell {
+    host: Arc<Host>,
+    arena: Arc<Arena>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Shared {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Queues a runnable core: on the worker that ran it last, unless that one is busy and another sleeps.
+    pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>) {
+        let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed)) as usize;
+        let busy = |w: &WorkerShared| !w.is_sleeping() && (w.attention.in_guest() || w.waiting() > 0);
+        let chosen = match self.workers.get(home) {
+            Some(w) if busy(w) => self.workers.iter().find(|w| w.is_sleeping()).unwrap_or(w),
+            Some(w) => w,
+            None => return,
+        };
+        chosen.push(vcore);
+    }
+
+    /// Calls out every worker that runs a core of `guest`.
+    pub(crate) fn call_workers_of(&self, guest: &Guest) {
+        for w in self.workers.iter().filter(|w| w.runs(guest)) {
+            w.attention.call();
+        }
+    }
+
+    pub(crate) fn on_guest_end(&self, guest: &Guest) {
+        if let (Some(network), Some(port)) = (&self.network, &guest.port) {
+            network.remove(port);
+        }
+        let _ = self.ended.write(1);
+    }
+}
+
+impl Cell {
+    /// Makes a cell and starts its threads.
+    ///
+    /// # Errors
+    /// `/dev/kvm` cannot be used, the network cannot be set up, or the host has no threads to give.
+    pub fn new(config: &Config) -> Result<Cell, CellError> {
+        let host = Arc::new(Host::open()?);
+        let os = |what| move |e| CellError::Os(what, e);
+        let network = config.network.as_ref().map(Network::new).transpose()?;
+        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new());
+        let shared = Arc::new(Shared {
+            workers: workers.collect::<Result<_, _>>().map_err(os("cannot make a worker"))?,
+            console: Console::new(config.console),
+            network,
+            guests: Mutex::default(),
+            ended: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(os("cannot make an event"))?,
+            stopping: AtomicBool::new(false),
+            next_id: AtomicU64::new(1),
+        });
+        let mut cell = Cell { host, arena: Arena::new(config.arena)?, shared, threads: Vec::new() };
+        for index in 0..cell.shared.workers.len() {
+            let shared = Arc::clone(&cell.shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || match Worker::new(shared, index) {
+                    Ok(mut worker) => worker.work(),
+                    Err(e) => log::error!("worker {index} cannot start: {e}"),
+                })
+                .map_err(os("cannot start a worker"))?;
+            cell.threads.push(thread);
+        }
+        if cell.shared.network.is_some() {
+            let shared = Arc::clone(&cell.shared);
+            let thread = std::thread::Builder::new()
+                .name("uplink".to_owned())
+                .spawn(move || Network::serve_uplink(&shared))
+                .map_err(os("cannot start the uplink"))?;
+            cell.threads.push(thread);
+        }
+        Ok(cell)
+    }
+
+    /// Starts a guest.
+    ///
+    /// # Errors
+    /// The memory is too little for the image, the host has no more machines to give, or a setting is out of range.
+    pub fn start(&self, spec: &GuestSpec) -> Result<Arc<Guest>, CellError> {
+        let most = self.host.max_cores().min(layout::MAX_CORES as usize);
+        if spec.cores == 0 || spec.cores as usize > most {
+            return Err(CellError::Setting(format!("{} cores: choose 1 to {most}", spec.cores)));
+        }
+        let image = &spec.image.image;
+        let memory = Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory)?);
+        let machine = Machine::new(&self.host, &memory)?;
+        let start =
+            Start { entry: image.entry, stack: memory.plan().stack_top, argument: 0 };
+        let core = machine.create_core(0, start)?;
+        let clock = Clock::new(
+            core.tsc_khz()?,
+            core.time_stamps()?,
+        );
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let port = match (&self.shared.network, &spec.network) {
+            (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
+            _ => None,
+        };
+        let net = match (&self.shared.network, &port) {
+            (Some(network), Some(port)) => {
+                machine.register_doorbell(network.doorbell())?;
+                network.registers_of(port)
+            }
+            _ => Net::default(),
+        };
+        self.write_registers(spec, id, &memory, &clock, net)?;
+        let prefix = spec.console_prefix.then(|| format!("{}| ", spec.name));
+        let guest = Arc::new(Guest::new(GuestParts {
+            id,
+            name: spec.name.clone(),
+            clock,
+            port,
+            immediate: spec.immediate,
+            machine,
+            cores: spec.cores,
+            console: ConsoleState {
+                lines: LineBuffer::new(prefix),
+                limit: TokenBucket::new(spec.console_limit, spec.console_limit, 0),
+            },
+            cell: Arc::downgrade(&self.shared),
+            memory,
+        }));
+        if let (Some(network), Some(port)) = (&self.shared.network, &guest.port) {
+            network.attach(port, &guest);
+        }
+        self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&guest));
+        if let Some(slot) = guest.cores.first() {
+            *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Active;
+            let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
+            slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
+        }
+        self.shared.enqueue(Box::new(VirtualCore { guest: Arc::clone(&guest), index: 0, core }));
+        Ok(guest)
+    }
+
+    fn write_registers(
+        &self, spec: &GuestSpec, id: u64, memory: &GuestMemory, clock: &Clock, net: Net,
+    ) -> Result<(), CellError> {
+        let nul = |s: &&String| s.contains('\0');
+        if spec.arguments.iter().chain(&spec.environment).find(nul).is_some() || spec.name.contains('\0') {
+            return Err(CellError::Setting("an argument holds a NUL character".to_owned()));
+        }
+        let strings = std::iter::once(&spec.name).chain(&spec.arguments).chain(&spec.environment);
+        let size = memory.write_boot(strings.map(String::as_str))?;
+        let mut random = [0u8; 40];
+        getrandom::fill(&mut random)
+            .map_err(|e| CellError::Os("no random numbers", std::io::Error::other(e.to_string())))?;
+        let (entropy, incarnation) = random.split_at(32);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let plan = memory.plan();
+        let r: *mut Registers = memory.registers();
+        // SAFETY: the page belongs to a guest that does not run yet, is aligned and holds zeros, which are valid for every
+        // field; the reference ends before the guest starts.
+        let r = unsafe { &mut *r };
+        r.magic = MAGIC;
+        r.abi_version = foraker_abi::VERSION;
+        r.cores = spec.cores;
+        r.guest_id = id;
+        r.entropy.copy_from_slice(entropy);
+        // Never 0, which would say that nobody wrote it.
+        let incarnation = incarnation.iter().fold(0u64, |n, b| n << 8 | u64::from(*b)) | 1;
+        r.incarnation.store(incarnation, Ordering::Relaxed);
+        r.memory_size = plan.memory_size;
+        r.heap_start = plan.heap_start;
+        r.memory_end = plan.memory_end;
+        r.stack_top = plan.stack_top;
+        r.cpu_features = self.host.cpu_features();
+        r.net = net;
+        r.boot = Boot {
+            argument_count: 1 + count(spec.arguments.len()),
+            environment_count: count(spec.environment.len()),
+            size,
+            reserved: 0,
+        };
+        r.schedule.immediate.store(u32::from(spec.immediate), Ordering::Relaxed);
+        r.resources.memory_provisioned.store(plan.memory_size, Ordering::Relaxed);
+        r.resources.memory_allocated.store(plan.memory_size, Ordering::Relaxed);
+        r.resources.cores_provisioned.store(spec.cores, Ordering::Relaxed);
+        r.resources.cores_allocated.store(spec.cores, Ordering::Relaxed);
+        clock.publish(&r.time);
+        Ok(())
+    }
+
+    /// Every guest that was started, in order.
+    #[must_use]
+    pub fn guests(&self) -> Vec<Arc<Guest>> {
+        self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Becomes readable when a guest ends; read it to wait for the next.
+    #[must_use]
+    pub fn ended(&self) -> &EventFd {
+        &self.shared.ended
+    }
+
+    /// Forgets a guest that has ended, and frees what it held.
+    pub fn forget(&self, guest: &Arc<Guest>) {
+        self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).retain(|g| !Arc::ptr_eq(g, guest));
+    }
+
+    /// Name, IPv4 address and prefix of the TAP device on the host's side.
+    #[must_use]
+    pub fn network(&self) -> Option<(String, Ipv4Addr, u8)> {
+        self.shared.network.as_ref().map(Network::description)
+    }
+
+    /// Why frames were dropped that belong to no guest, as (reason, count).
+    #[must_use]
+    pub fn uplink_counters(&self) -> Vec<(&'static str, u64)> {
+        self.shared.network.as_ref().map_or_else(Vec::new, Network::counters)
+    }
+
+    /// Ends every guest and every thread, and writes out what consoles still hold.
+    pub fn stop(&mut self) {
+        for guest in self.guests() {
+            guest.finish(End::Killed("the cell stops".to_owned()));
+            guest.console.lock().unwrap_or_else(PoisonError::into_inner).lines.finish(&self.shared.console);
+        }
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        for w in &self.shared.workers {
+            w.attention.call();
+            w.wake();
+        }
+        if let Some(network) = &self.shared.network {
+            network.wake_uplink();
+        }
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has aborted the process.
+            let _ = thread.join();
+        }
+        self.shared.console.flush(1000);
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

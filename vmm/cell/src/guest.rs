@@ -1,0 +1,285 @@
+//! A guest: its identity, its memory, its cores, and how it ended.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use foraker_abi::interrupt;
+use foraker_abi::registers::{Counters, Registers, Schedule};
+use foraker_machine::{Core, Machine};
+use foraker_memory::GuestMemory;
+use foraker_net::Port;
+use foraker_policy::token_bucket::TokenBucket;
+
+use crate::cell::Shared;
+use crate::clock::Clock;
+use crate::console::LineBuffer;
+use crate::report::{Cause, CounterValues, End, Fault};
+
+/// One guest of a cell.
+#[derive(Debug)]
+pub struct Guest {
+    /// Identity, unique in the cell's life.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// Its time.
+    pub clock: Clock,
+    /// Its port on the switch.
+    pub port: Option<Arc<Port>>,
+    /// Each interrupt forces it out.
+    pub immediate: bool,
+    /// Its machine, which makes cores.
+    pub(crate) machine: Machine,
+    pub(crate) cores: Vec<CoreSlot>,
+    pub(crate) console: Mutex<ConsoleState>,
+    pub(crate) cell: Weak<Shared>,
+    /// Its transmit ring asks for doorbells.
+    pub(crate) must_ring: AtomicBool,
+    cpu_ns: AtomicU64,
+    end: OnceLock<End>,
+    ended: AtomicBool,
+}
+
+/// A guest's console: its line buffer and its limit.
+#[derive(Debug)]
+pub(crate) struct ConsoleState {
+    pub(crate) lines: LineBuffer,
+    pub(crate) limit: TokenBucket,
+}
+
+/// Where a core of a guest is.
+#[derive(Debug)]
+pub(crate) struct CoreSlot {
+    pub(crate) state: Mutex<CoreState>,
+    /// The worker that runs it, or ran it last.
+    pub(crate) worker: AtomicU32,
+    /// Its state is `Running`: what an interrupt asks first, without the lock.
+    pub(crate) idle: AtomicBool,
+    /// Its deadline's number, so that a timer that was overtaken does nothing.
+    pub(crate) sleep: AtomicU64,
+}
+
+/// States of a core.
+#[derive(Debug)]
+pub(crate) enum CoreState {
+    /// Never started, or stopped.
+    Stopped(Option<Core>),
+    /// On a run queue, or on a worker.
+    Active,
+    /// Gave up the processor.
+    Idle(Box<VirtualCore>),
+    /// The guest has ended.
+    Gone,
+}
+
+/// A core that can run: owned by a run queue, a worker or its slot, never by two of them.
+#[derive(Debug)]
+pub(crate) struct VirtualCore {
+    pub(crate) guest: Arc<Guest>,
+    pub(crate) index: u32,
+    pub(crate) core: Core,
+}
+
+pub(crate) struct GuestParts {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) clock: Clock,
+    pub(crate) port: Option<Arc<Port>>,
+    pub(crate) immediate: bool,
+    pub(crate) machine: Machine,
+    pub(crate) cores: u32,
+    pub(crate) console: ConsoleState,
+    pub(crate) cell: Weak<Shared>,
+}
+
+impl Guest {
+    pub(crate) fn new(parts: GuestParts) -> Guest {
+        let slot = |_| CoreSlot {
+            state: Mutex::new(CoreState::Stopped(None)),
+            worker: AtomicU32::new(0),
+            idle: AtomicBool::new(false),
+            sleep: AtomicU64::new(0),
+        };
+        Guest {
+            id: parts.id,
+            name: parts.name,
+            memory: parts.memory,
+            clock: parts.clock,
+            port: parts.port,
+            immediate: parts.immediate,
+            machine: parts.machine,
+            cores: (0..parts.cores).map(slot).collect(),
+            console: Mutex::new(parts.console),
+            cell: parts.cell,
+            must_ring: AtomicBool::new(true),
+            cpu_ns: AtomicU64::new(0),
+            end: OnceLock::new(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    fn registers(&self) -> &Registers {
+        // SAFETY: the page holds a `Registers` since the guest was made; only the VMM writes it, and what changes while the guest
+        // exists are atomics.
+        unsafe { &*self.memory.registers() }
+    }
+
+    /// The counters in the guest's virtual registers.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.registers().counters
+    }
+
+    /// The scheduling part of the virtual registers.
+    #[must_use]
+    pub fn schedule(&self) -> &Schedule {
+        &self.registers().schedule
+    }
+
+    /// A copy of the counters now.
+    #[must_use]
+    pub fn counter_values(&self) -> CounterValues {
+        self.copy_counters();
+        self.counters().into()
+    }
+
+    /// Frames dropped on the way from and to the guest, by reason.
+    #[must_use]
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        let Some(port) = &self.port else { return Vec::new() };
+        let mut all: Vec<(&'static str, u64)> = Vec::new();
+        for (reason, n) in port.counters().rx.drops.iter().chain(port.counters().tx.drops.iter()) {
+            match all.iter_mut().find(|(name, _)| *name == reason.name()) {
+                Some((_, sum)) => *sum += n,
+                None => all.push((reason.name(), n)),
+            }
+        }
+        all
+    }
+
+    /// Processor time that its cores have used.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        Duration::from_nanos(self.cpu_ns.load(Ordering::Relaxed))
+    }
+
+    /// Accounts for processor time.
+    pub(crate) fn charge(&self, time: Duration) {
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(0);
+        let total = self.cpu_ns.fetch_add(ns, Ordering::Relaxed) + ns;
+        self.schedule().cpu_ns.store(total, Ordering::Relaxed);
+    }
+
+    /// Brings the counters of the network in the virtual registers up to date.
+    pub(crate) fn copy_counters(&self) {
+        if let Some(port) = &self.port {
+            let (from, to) = (port.counters(), self.counters());
+            to.rx_frames.store(from.rx.frames(), Ordering::Relaxed);
+            to.rx_bytes.store(from.rx.bytes(), Ordering::Relaxed);
+            to.tx_frames.store(from.tx.frames(), Ordering::Relaxed);
+            to.tx_bytes.store(from.tx.bytes(), Ordering::Relaxed);
+            to.rx_dropped.store(from.rx.drops.total(), Ordering::Relaxed);
+            to.tx_dropped.store(from.tx.drops.total(), Ordering::Relaxed);
+        }
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn end(&self) -> Option<&End> {
+        self.end.get()
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Ends the guest. The first cause stays; cores that run are called out.
+    pub fn finish(&self, end: End) {
+        if self.end.set(end).is_err() {
+            return;
+        }
+        self.ended.store(true, Ordering::SeqCst);
+        for slot in &self.cores {
+            let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(*state, CoreState::Active) {
+                *state = CoreState::Gone;
+            }
+        }
+        if let Some(cell) = self.cell.upgrade() {
+            cell.call_workers_of(self);
+            cell.on_guest_end(self);
+        }
+    }
+
+    /// Ends the guest with a fault.
+    pub(crate) fn fault(&self, fault: Fault) {
+        self.finish(End::Faulted(Box::new(fault)));
+    }
+
+    /// A damaged ring: the guest's doing, whoever found it.
+    pub(crate) fn ring_fault(&self, text: String) {
+        self.fault(Fault { cause: Cause::Ring(text), core: 0, rip: 0, registers: kvm_bindings::kvm_regs::default() });
+    }
+
+    /// Raises interrupts on a core and makes it runnable if it idles. A running guest sees them at its next look, unless it was
+    /// launched with immediate delivery: then it is called out.
+    pub fn raise(&self, core: u32, bits: u64) {
+        let Some(slot) = self.cores.get(core as usize) else { return };
+        foraker_memory::guest::raise(self.memory.control(core), bits);
+        if slot.idle.load(Ordering::SeqCst) {
+            self.wake(core);
+        } else if self.immediate
+            && let Some(cell) = self.cell.upgrade()
+        {
+            cell.call_workers_of(self);
+        }
+    }
+
+    /// Asks the guest to end itself.
+    pub fn ask_to_stop(&self) {
+        self.raise(0, interrupt::STOP);
+    }
+
+    /// Makes an idle core runnable.
+    pub(crate) fn wake(&self, core: u32) {
+        let Some(slot) = self.cores.get(core as usize) else { return };
+        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let CoreState::Idle(_) = *state
+            && let CoreState::Idle(vcore) = std::mem::replace(&mut *state, CoreState::Active)
+        {
+            slot.idle.store(false, Ordering::SeqCst);
+            drop(state);
+            if let Some(cell) = self.cell.upgrade() {
+                cell.enqueue(vcore);
+            }
+        }
+    }
+}
+
+impl VirtualCore {
+    /// Puts the core to rest in its slot unless an interrupt is pending or the guest has ended. Gives it back if so.
+    pub(crate) fn park(self: Box<Self>) -> Option<Box<Self>> {
+        let guest = Arc::clone(&self.guest);
+        let Some(slot) = guest.cores.get(self.index as usize) else { return None };
+        let control = guest.memory.control(self.index);
+        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if guest.has_ended() {
+            *state = CoreState::Gone;
+            return None;
+        }
+        // First say that it idles, then look once more: whoever raises an interrupt does it in the other order.
+        slot.idle.store(true, Ordering::SeqCst);
+        if control.pending.load(Ordering::SeqCst) != 0 {
+            slot.idle.store(false, Ordering::SeqCst);
+            return Some(self);
+        }
+        *state = CoreState::Idle(self);
+        None
+    }
+}

@@ -1,0 +1,33 @@
+//! A cell: the guests of one process, their workers and their uplink.
+//!
+//! ```text
+//!   TAP -> uplink -> switch -> ring -> guest
+//!                                        |  exits
+//!   TAP <- uplink <- switch <- ring <----+--------> worker
+//! ```
+//!
+//! - [`cell`]: the cell itself: starting and ending guests.
+//! - [`guest`]: a guest and where its cores are. A core is owned by a run queue, by a worker or by its slot.
+//! - `worker`: one thread for each processor, which runs cores of many guests. There is no thread per guest.
+//! - `hypercalls`: what a guest may ask for.
+//! - `network`: who serves the rings: workers at exits, or the uplink's thread.
+//! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
+//!
+//! Lock order: a core's slot, then a run queue, then whatever is a leaf (console, end events).
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
+
+pub mod cell;
+pub mod clock;
+pub mod console;
+pub mod guest;
+mod hypercalls;
+mod network;
+pub mod report;
+mod worker;
+
+pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
+pub use foraker_image::symbols;
+pub use guest::Guest;
+pub use network::Service;
+pub use report::{Cause, CounterValues, End, Fault};

@@ -1,0 +1,619 @@
+//! The cell's network: its TAP device and switch, and who serves the rings.
+//!
+//! Rings are served in one of two ways, and [`foraker_policy::ring_service`] chooses: by *workers*, when a guest exits and, while all guests rest, when
+//! the TAP device becomes readable; or by the *uplink's thread*, while guests look at their rings for a while before they
+//! idle. A guest never needs to know which: `used.flags` of its transmit ring says whether a doorbell is needed, and `look_ns` whether looking is
+//! welcome. While the uplink's thread is awake no doorbell is needed; before it sleeps it asks for one and looks once more.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO};
+use foraker_abi::registers::Net;
+use foraker_memory::GuestMemory;
+use foraker_net::switch::MAX_PORTS;
+use foraker_net::{
+    AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig, RingState,
+    Served, Switch, Tap, TapError, Uplink,
+};
+use foraker_policy::ring_service::{RingService, Server, Tuning};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::cell::{NetworkConfig, NetworkSpec, Shared};
+use crate::guest::Guest;
+use crate::worker::{poll_for, wait};
+
+/// Who serves the rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Service {
+    /// Whoever suits the load.
+    #[default]
+    Auto,
+    /// Workers only.
+    Worker,
+    /// The uplink's thread only.
+    Uplink,
+}
+
+/// The network cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The TAP device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The capture file.
+    #[error("cannot write the capture {0}: {1}")]
+    Pcap(String, io::Error),
+    /// No subnet is free.
+    #[error("every subnet of 10.99.0.0/16 is in use: name another with --subnet")]
+    NoSubnet,
+    /// The address cannot be given to a guest.
+    #[error("{0}")]
+    Address(#[from] AddError),
+    /// The address is outside the subnet.
+    #[error("address {0} is not one of a guest in the subnet {1}/{2}: choose another")]
+    Outside(Ipv4Addr, Ipv4Addr, u8),
+    /// The subnet has no address left.
+    #[error("the subnet {0}/{1} has no address left: name a larger one with --subnet")]
+    Full(Ipv4Addr, u8),
+    /// A guest's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The host refused something else.
+    #[error("cannot make an event: {0}")]
+    Os(io::Error),
+}
+
+/// How long a guest may look at its rings before it idles, while the uplink serves.
+const LOOK: Duration = Duration::from_micros(200);
+/// How long the uplink's thread looks before it sleeps.
+const UPLINK_LOOK: Duration = Duration::from_micros(20);
+/// How long a guest may run without an exit before the uplink takes over.
+const SERVICE_LIMIT: Duration = Duration::from_millis(1);
+/// Most frames that one call moves.
+const BUDGET: usize = 256;
+/// Most calls for one guest in a row.
+const CALLS: usize = 4;
+/// Bytes of an IP packet on the wire.
+const MTU: u16 = 1500;
+
+thread_local! {
+    static NOTICES: RefCell<Notices> = RefCell::new(Notices::new());
+}
+
+/// The network of a cell.
+#[derive(Debug)]
+pub(crate) struct Network {
+    uplink: Uplink,
+    gateway: Ipv4Addr,
+    prefix: u8,
+    service: Service,
+    controller: Mutex<RingService>,
+    /// The controller's decision, to be read without its lock.
+    server: AtomicU8,
+    /// Guests by their port's id.
+    guests: RwLock<HashMap<u64, Weak<Guest>>>,
+    /// Next address to try, as an offset into the subnet.
+    next_host: Mutex<u32>,
+    /// Guests with immediate delivery: frames come one by one.
+    immediate: AtomicBool,
+    doorbell: EventFd,
+    wake: EventFd,
+    /// The uplink's thread sleeps, or is about to.
+    asleep: AtomicBool,
+    /// Until when frames wait for a guest's ring instead of being read; 0 for not at all.
+    waiting_until: AtomicU64,
+    epoch: Instant,
+}
+
+fn server_code(server: Server) -> u8 {
+    match server {
+        Server::Worker => 0,
+        Server::Uplink => 1,
+    }
+}
+
+impl Network {
+    pub(crate) fn new(config: &NetworkConfig) -> Result<Network, NetworkError> {
+        let (tap, gateway, prefix) = match &config.tap {
+            Some(name) => existing(name, config.subnet)?,
+            None => create(config.subnet)?,
+        };
+        let mac = tap.mac()?;
+        let pcap = config
+            .pcap
+            .as_ref()
+            .map(|path| Pcap::create(path, foraker_abi::net::MAX_FRAME).map_err(|e| NetworkError::Pcap(path.display().to_string(), e)))
+            .transpose()?;
+        let switch = Arc::new(Switch::new(Gateway { mac, ipv4: gateway, ipv6: Some(ipv6_of(gateway)) }));
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(NetworkError::Os);
+        let mut controller = RingService::new(Tuning::default());
+        let epoch = Instant::now();
+        if config.service == Service::Uplink {
+            controller.guest_computes(0);
+        }
+        Ok(Network {
+            server: AtomicU8::new(server_code(controller.server())),
+            uplink: Uplink::new(tap, switch, pcap),
+            gateway,
+            prefix,
+            service: config.service,
+            controller: Mutex::new(controller),
+            guests: RwLock::default(),
+            next_host: Mutex::new(2),
+            immediate: AtomicBool::new(false),
+            doorbell: event()?,
+            wake: event()?,
+            asleep: AtomicBool::new(false),
+            waiting_until: AtomicU64::new(0),
+            epoch,
+        })
+    }
+
+    /// Nanoseconds of the network's own clock.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        &self.doorbell
+    }
+
+    pub(crate) fn description(&self) -> (String, Ipv4Addr, u8) {
+        (self.uplink.link().name().to_owned(), self.gateway, self.prefix)
+    }
+
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+        let c = self.uplink.counters();
+        c.rx.drops.iter().chain(c.tx.drops.iter()).map(|(reason, n)| (reason.name(), n)).collect()
+    }
+
+    /// Gives a guest a port with an address of the subnet.
+    pub(crate) fn add(
+        &self, id: u64, wanted: &NetworkSpec, memory: &GuestMemory,
+    ) -> Result<Arc<Port>, NetworkError> {
+        let host_bits = 32 - u32::from(self.prefix);
+        let network = self.gateway.to_bits() >> host_bits << host_bits;
+        let last = network + (1u32 << host_bits) - 1;
+        let mut next = self.next_host.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let address = match wanted.ipv4 {
+                Some(a) => a,
+                None if network + *next >= last => return Err(NetworkError::Full(network.into(), self.prefix)),
+                None => {
+                    *next += 1;
+                    Ipv4Addr::from_bits(network + *next - 1)
+                }
+            };
+            let bits = address.to_bits();
+            if bits <= network || bits >= last || address == self.gateway {
+                if wanted.ipv4.is_some() {
+                    return Err(NetworkError::Outside(address, network.into(), self.prefix));
+                }
+                continue;
+            }
+            let [a, b, c, d] = address.octets();
+            let config = PortConfig {
+                id,
+                network: 0,
+                // Locally administered, and as unique as the address.
+                mac: Mac([0x06, 0x46, a, b, c, d]),
+                ipv4: address,
+                ipv6: Some(ipv6_of(address)),
+                mtu: MTU,
+                limits: Limits {
+                    rx_bandwidth: wanted.rx_bytes,
+                    tx_bandwidth: wanted.tx_bytes,
+                    tx_packets: wanted.tx_packets,
+                    over_limit: OverLimit::Drop,
+                },
+                memory: DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?,
+                rings: RingState::default(),
+            };
+            match self.uplink.switch().add(config) {
+                Err(AddError::Ipv4(_)) if wanted.ipv4.is_none() && self.uplink.switch().ports() < MAX_PORTS => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// What a guest's virtual registers say about its port.
+    pub(crate) fn registers_of(&self, port: &Port) -> Net {
+        Net {
+            present: 1,
+            features: FEATURE_CSUM | FEATURE_TSO,
+            mac: port.mac().0,
+            mtu: port.mtu(),
+            ipv4: port.ipv4().octets(),
+            gateway4: self.gateway.octets(),
+            dns4: name_server().unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+            prefix4: self.prefix,
+            prefix6: 64,
+            reserved0: [0; 2],
+            ipv6: port.ipv6().unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
+            gateway6: ipv6_of(self.gateway).octets(),
+        }
+    }
+
+    /// Says which guest a port belongs to. Frames for it are delivered from now on.
+    pub(crate) fn attach(&self, port: &Arc<Port>, guest: &Arc<Guest>) {
+        if guest.immediate {
+            self.immediate.store(true, Ordering::Relaxed);
+            self.decide(|c, now| c.guest_computes(now));
+        }
+        self.guests.write().unwrap_or_else(PoisonError::into_inner).insert(port.id(), Arc::downgrade(guest));
+    }
+
+    /// Takes a port away. When this returns, nobody reaches the guest's memory through it.
+    pub(crate) fn remove(&self, port: &Arc<Port>) {
+        self.guests.write().unwrap_or_else(PoisonError::into_inner).remove(&port.id());
+        self.uplink.switch().remove(port);
+    }
+
+    fn server(&self) -> Server {
+        if self.server.load(Ordering::SeqCst) == 0 { Server::Worker } else { Server::Uplink }
+    }
+
+    /// Lets the controller decide; wakes the uplink's thread when it is to serve.
+    fn decide(&self, decide: impl FnOnce(&mut RingService, u64) -> Server) {
+        let fixed = self.service != Service::Auto || self.immediate.load(Ordering::Relaxed);
+        if fixed && !(self.server() == Server::Worker && self.immediate.load(Ordering::Relaxed)) {
+            return;
+        }
+        let mut controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = decide(&mut controller, self.now());
+        let before = self.server.swap(server_code(server), Ordering::SeqCst);
+        drop(controller);
+        if server == Server::Uplink && before != server_code(server) {
+            self.wake_uplink();
+        }
+    }
+
+    pub(crate) fn wake_uplink(&self) {
+        // A full event counter is readable, which is all that is wanted.
+        let _ = self.wake.write(1);
+    }
+
+    fn budget(&self) -> usize {
+        if self.immediate.load(Ordering::Relaxed) { 1 } else { BUDGET }
+    }
+
+    /// Delivers what waits in the TAP device. Returns the frames moved.
+    fn receive(&self) -> usize {
+        NOTICES.with_borrow_mut(|notices| {
+            let mut frames = 0;
+            for _ in 0..CALLS {
+                match self.uplink.receive(self.budget(), self.now(), notices) {
+                    Ok(work) => {
+                        frames += work.frames;
+                        let until = if let Served::Waiting { until_ns, .. } = work.served { until_ns } else { 0 };
+                        if work.served != Served::Busy {
+                            self.waiting_until.store(until, Ordering::SeqCst);
+                        }
+                        self.act(notices);
+                        if work.served != Served::More {
+                            break;
+                        }
+                    }
+                    Err(e) => {
+                        // The device is gone or down, and will be at the next call too: look again in a while.
+                        log::debug!("cannot read from the TAP device: {e}");
+                        self.waiting_until.store(self.now() + 10_000_000, Ordering::SeqCst);
+                        self.act(notices);
+                        break;
+                    }
+                }
+            }
+            frames
+        })
+    }
+
+    /// Sends what waits in a guest's transmit ring. Returns the frames moved.
+    fn transmit(&self, port: &Arc<Port>) -> usize {
+        NOTICES.with_borrow_mut(|notices| {
+            let mut frames = 0;
+            for _ in 0..CALLS {
+                let work = self.uplink.transmit(port, BUDGET, self.now(), notices);
+                frames += work.frames;
+                self.act(notices);
+                if work.served != Served::More {
+                    break;
+                }
+            }
+            frames
+        })
+    }
+
+    /// Raises the interrupts and ends the guests that a call has left for later.
+    fn act(&self, notices: &mut Notices) {
+        if notices.is_empty() {
+            return;
+        }
+        let find = |port: &Port| {
+            self.guests.read().unwrap_or_else(PoisonError::into_inner).get(&port.id()).and_then(Weak::upgrade)
+        };
+        for (port, bits) in notices.interrupts() {
+            if let Some(guest) = find(&port) {
+                guest.raise(0, bits);
+            }
+        }
+        let faults: Vec<_> = notices.faults().collect();
+        for (port, fault) in faults {
+            if let Some(guest) = find(&port) {
+                guest.ring_fault(fault.to_string());
+            }
+        }
+    }
+
+    /// The uplink's thread.
+    pub(crate) fn serve_uplink(cell: &Shared) {
+        let Some(network) = &cell.network else { return };
+        while !cell.is_stopping() {
+            if network.server() == Server::Worker {
+                wait(&mut [poll_for(network.wake.as_raw_fd())], None);
+                let _ = network.wake.read();
+            } else {
+                network.serve_while_wanted(cell);
+            }
+        }
+    }
+
+    fn serve_while_wanted(&self, cell: &Shared) {
+        let mut running: Vec<Arc<Guest>> = Vec::new();
+        let mut idle_since: Option<Instant> = None;
+        let mut rounds = 0u32;
+        while self.server() == Server::Uplink && !cell.is_stopping() {
+            // Which guests run changes seldom; a guest that leaves its worker is served there.
+            if rounds.is_multiple_of(16) {
+                running.clear();
+                running.extend(cell.workers.iter().filter_map(crate::worker::WorkerShared::running));
+            }
+            rounds = rounds.wrapping_add(1);
+            let mut frames = 0;
+            if self.may_read() {
+                frames += self.receive();
+            }
+            for port in running.iter().filter_map(|g| g.port.as_ref()) {
+                if port.transmit_pending() {
+                    frames += self.transmit(port);
+                }
+            }
+            if frames > 0 {
+                idle_since = None;
+                self.decide(|c, now| c.served(now, frames as u64));
+                continue;
+            }
+            match idle_since {
+                None => idle_since = Some(Instant::now()),
+                Some(since) if since.elapsed() < UPLINK_LOOK => std::hint::spin_loop(),
+                Some(_) => {
+                    self.rest_uplink(cell);
+                    idle_since = None;
+                    rounds = 0;
+                }
+            }
+        }
+        // Workers serve from here on; guests that look in vain are called out so that they do.
+        for w in &cell.workers {
+            if let Some(guest) = w.running() {
+                guest.schedule().look_ns.store(0, Ordering::Relaxed);
+                w.attention.call();
+            }
+        }
+    }
+
+    /// Asks for doorbells, looks once more, and sleeps.
+    fn rest_uplink(&self, cell: &Shared) {
+        self.asleep.store(true, Ordering::SeqCst);
+        let running: Vec<_> = cell.workers.iter().filter_map(crate::worker::WorkerShared::running).collect();
+        let ports = || running.iter().filter_map(|g| g.port.as_ref());
+        let mut pending = false;
+        for port in ports() {
+            pending |= port.set_looking(false);
+        }
+        if !pending && self.server() == Server::Uplink && !cell.is_stopping() {
+            let until = self.waiting_until.load(Ordering::SeqCst);
+            let timeout = (until > 0).then(|| Duration::from_nanos(until.saturating_sub(self.now())));
+            let tap = if timeout.is_some() { -1 } else { self.uplink.link().as_raw_fd() };
+            let mut polls = [poll_for(tap), poll_for(self.doorbell.as_raw_fd()), poll_for(self.wake.as_raw_fd())];
+            wait(&mut polls, timeout);
+            if polls[1].revents != 0 {
+                let _ = self.doorbell.read();
+                self.waiting_until.store(0, Ordering::SeqCst);
+            }
+            if polls[2].revents != 0 {
+                let _ = self.wake.read();
+            }
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+        for port in ports() {
+            port.set_looking(true);
+        }
+    }
+
+    /// Whether frames are to be read, or wait for a guest's ring a little longer.
+    fn may_read(&self) -> bool {
+        let until = self.waiting_until.load(Ordering::SeqCst);
+        until == 0 || self.now() >= until
+    }
+}
+
+impl Shared {
+    /// A guest's worker is about to enter it: says whether it may look, and whether it must ring.
+    pub(crate) fn before_entry(&self, guest: &Guest, others_wait: bool) {
+        let (Some(network), Some(port)) = (&self.network, &guest.port) else { return };
+        let uplink = network.server() == Server::Uplink;
+        let look = if uplink && !others_wait && !guest.immediate { LOOK.subsec_nanos() } else { 0 };
+        let schedule = guest.schedule();
+        if schedule.look_ns.load(Ordering::Relaxed) != look {
+            schedule.look_ns.store(look, Ordering::Relaxed);
+        }
+        // Workers drain the ring at every exit, and an awake uplink looks; only a sleeping one must be told.
+        let told = uplink && network.asleep.load(Ordering::SeqCst);
+        if guest.must_ring.swap(told, Ordering::SeqCst) != told || told {
+            port.set_looking(!told);
+        }
+    }
+
+    /// A core has left its worker: what its guest still has to send is sent.
+    pub(crate) fn after_leaving(&self, guest: &Guest) {
+        if let (Some(network), Some(port)) = (&self.network, &guest.port) {
+            if !guest.has_ended() && port.transmit_pending() {
+                network.transmit(port);
+            }
+            guest.copy_counters();
+        }
+    }
+
+    /// Serves a guest's rings now.
+    pub(crate) fn serve_guest(&self, guest: &Guest) -> usize {
+        let (Some(network), Some(port)) = (&self.network, &guest.port) else { return 0 };
+        let mut frames = network.transmit(port);
+        if network.server() == Server::Worker {
+            network.waiting_until.store(0, Ordering::SeqCst);
+            frames += network.receive();
+        }
+        guest.copy_counters();
+        frames
+    }
+
+    /// A guest idles: serves its rings, and lets the controller learn from how much there was.
+    pub(crate) fn serve_idle(&self, guest: &Guest) {
+        let Some(network) = &self.network else { return };
+        let frames = self.serve_guest(guest);
+        if frames > 0 && network.server() == Server::Worker {
+            network.decide(|c, now| c.served(now, frames as u64));
+        }
+    }
+
+    /// How long a guest may run without an exit, if anybody depends on its exits.
+    pub(crate) fn service_limit(&self) -> Option<Duration> {
+        let network = self.network.as_ref()?;
+        (network.server() == Server::Worker && network.service == Service::Auto).then_some(SERVICE_LIMIT)
+    }
+
+    /// A guest has run for the service limit without an exit.
+    pub(crate) fn service_limit_reached(&self) {
+        if let Some(network) = &self.network {
+            network.decide(|c, now| c.guest_computes(now));
+        }
+    }
+
+    /// A worker is about to sleep: what it is to watch, and for how long at most.
+    pub(crate) fn watch(&self, index: usize) -> (Option<i32>, Option<Duration>) {
+        let Some(network) = &self.network else { return (None, None) };
+        let others_sleep = self.workers.iter().enumerate().all(|(i, w)| i == index || w.is_sleeping());
+        if others_sleep && network.server() == Server::Uplink {
+            network.decide(|c, now| c.all_rest(now));
+        }
+        if network.server() == Server::Uplink {
+            return (None, None);
+        }
+        let until = network.waiting_until.load(Ordering::SeqCst);
+        if until > 0 {
+            let left = Duration::from_nanos(until.saturating_sub(network.now()));
+            return (None, Some(left.max(Duration::from_micros(10))));
+        }
+        (Some(network.uplink.link().as_raw_fd()), None)
+    }
+
+    /// What a worker watched has become readable, or it has waited long enough for a full ring.
+    pub(crate) fn watched(&self) {
+        if let Some(network) = &self.network {
+            network.receive();
+        }
+    }
+}
+
+/// Makes a TAP device with the first free subnet, or with the wanted one.
+fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+    for n in 0..=255u8 {
+        let subnet = wanted.unwrap_or((Ipv4Addr::new(10, 99, n, 0), 24));
+        if wanted.is_none() && host_has_address_in(subnet.0, subnet.1) {
+            continue;
+        }
+        // The name is what keeps two cells from taking the same number.
+        let tap = match Tap::create(Some(&format!("fk{n}"))) {
+            Ok(tap) => tap,
+            Err(TapError::NameTaken(_) | TapError::Busy(_)) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let gateway = Ipv4Addr::from_bits(subnet.0.to_bits() + 1);
+        tap.set_mtu(MTU)?;
+        tap.set_queue_length(QUEUE)?;
+        tap.add_ipv4(gateway, subnet.1)?;
+        // A host without IPv6 serves IPv4 all the same.
+        if let Err(e) = tap.add_ipv6(ipv6_of(gateway), 64) {
+            log::info!("no IPv6: {e}");
+        }
+        tap.up()?;
+        return Ok((tap, gateway, subnet.1));
+    }
+    Err(NetworkError::NoSubnet)
+}
+
+/// Frames that wait in the TAP device for a guest.
+const QUEUE: u32 = 4096;
+
+fn existing(name: &str, wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+    let tap = Tap::open_existing(name)?;
+    let (gateway, prefix) = match (tap.ipv4()?, wanted) {
+        (Some(own), _) => own,
+        (None, Some((network, prefix))) => {
+            let gateway = Ipv4Addr::from_bits(network.to_bits() + 1);
+            tap.add_ipv4(gateway, prefix)?;
+            (gateway, prefix)
+        }
+        (None, None) => return Err(NetworkError::NoSubnet),
+    };
+    tap.up()?;
+    Ok((tap, gateway, prefix))
+}
+
+/// The IPv6 address that goes with an IPv4 address: unique-local, with the IPv4 address at the end.
+fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = address.octets().map(u16::from);
+    Ipv6Addr::new(0xfd46, 0x4b00, a << 8 | b, c, 0, 0, 0, d)
+}
+
+/// Whether an interface of the host has an address in the subnet.
+fn host_has_address_in(network: Ipv4Addr, prefix: u8) -> bool {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: a valid place for the list's head, which is freed below.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return false;
+    }
+    let mut found = false;
+    let mut at = list;
+    // SAFETY: the list's entries stay valid until it is freed.
+    while let Some(entry) = unsafe { at.as_ref() } {
+        // SAFETY: null or a valid address, whose family says what it is.
+        if let Some(address) = unsafe { entry.ifa_addr.as_ref() }
+            && i32::from(address.sa_family) == libc::AF_INET
+        {
+            // SAFETY: the family is AF_INET, so the address is a `sockaddr_in`.
+            let v4 = unsafe { &*entry.ifa_addr.cast::<libc::sockaddr_in>() };
+            let bits = u32::from_be(v4.sin_addr.s_addr);
+            found |= (bits ^ network.to_bits()) >> (32 - u32::from(prefix)) == 0;
+        }
+        at = entry.ifa_next;
+    }
+    // SAFETY: the list came from `getifaddrs`.
+    unsafe { libc::freeifaddrs(list) };
+    found
+}
+
+/// The host's first IPv4 name server that a guest could reach.
+fn name_server() -> Option<Ipv4Addr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
+    text.lines()
+        .filter_map(|l| l.strip_prefix("nameserver"))
+        .filter_map(|a| a.trim().parse::<Ipv4Addr>().ok())
+        .find(|a| !a.is_loopback())
+}

@@ -1,0 +1,399 @@
+//! A worker: one thread that runs the cores of many guests, one at a time.
+//!
+//! Pick a core, enter it, handle the typed exit, next. A core is preempted only when another one waits. A worker without work
+//! sleeps until a core is queued, a deadline comes, or, when it watches the network, a frame arrives.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use foraker_abi::control::RED_ZONE;
+use foraker_abi::hypercall::FOREVER;
+use foraker_abi::interrupt;
+use foraker_abi::layout::IMAGE_BASE;
+use foraker_machine::attention::Alarm;
+use foraker_machine::{Attention, Exit};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::cell::Shared;
+use crate::guest::{CoreState, Guest, VirtualCore};
+use crate::hypercalls::{self, After};
+use crate::report::{Cause, Fault};
+
+/// How long a core runs while others wait.
+const QUANTUM: Duration = Duration::from_millis(10);
+
+/// What others see of a worker.
+#[derive(Debug)]
+pub(crate) struct WorkerShared {
+    pub(crate) attention: &'static Attention,
+    queue: Mutex<VecDeque<Box<VirtualCore>>>,
+    waiting: AtomicUsize,
+    sleeping: AtomicBool,
+    event: EventFd,
+    /// The guest that runs here.
+    running: Mutex<Option<Arc<Guest>>>,
+}
+
+impl WorkerShared {
+    pub(crate) fn new() -> std::io::Result<WorkerShared> {
+        Ok(WorkerShared {
+            // Lives as long as the process: a signal may look at it at any time.
+            attention: Box::leak(Box::default()),
+            queue: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            sleeping: AtomicBool::new(false),
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            running: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn push(&self, vcore: Box<VirtualCore>) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(vcore);
+        // Counted before looking whether it sleeps; the sleeper says that it sleeps before looking at the count.
+        let before = self.waiting.fetch_add(1, Ordering::SeqCst);
+        if !self.wake() && before == 0 && !self.attention.is_mine() {
+            self.attention.call();
+        }
+    }
+
+    /// Wakes the worker if it sleeps.
+    pub(crate) fn wake(&self) -> bool {
+        let sleeps = self.sleeping.swap(false, Ordering::SeqCst);
+        if sleeps {
+            // An event counter that is full is readable, which is all that is wanted.
+            let _ = self.event.write(1);
+        }
+        sleeps
+    }
+
+    pub(crate) fn is_sleeping(&self) -> bool {
+        self.sleeping.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// The guest that runs here now.
+    pub(crate) fn running(&self) -> Option<Arc<Guest>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn runs(&self, guest: &Guest) -> bool {
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .is_some_and(|g| std::ptr::eq(Arc::as_ptr(g), guest))
+    }
+}
+
+/// A deadline of an idle core.
+struct Deadline {
+    at: Instant,
+    guest: Weak<Guest>,
+    core: u32,
+    /// The core's sleep number when it was set.
+    sleep: u64,
+}
+
+impl PartialEq for Deadline {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+impl Eq for Deadline {}
+impl PartialOrd for Deadline {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Deadline {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+/// The thread's own part.
+pub(crate) struct Worker {
+    cell: Arc<Shared>,
+    index: usize,
+    alarm: Alarm,
+    deadlines: BinaryHeap<Reverse<Deadline>>,
+}
+
+impl Worker {
+    /// Makes the worker of the calling thread.
+    pub(crate) fn new(cell: Arc<Shared>, index: usize) -> std::io::Result<Worker> {
+        cell.workers[index].attention.adopt()?;
+        Ok(Worker { cell, index, alarm: Alarm::new()?, deadlines: BinaryHeap::new() })
+    }
+
+    fn mine(&self) -> &WorkerShared {
+        &self.cell.workers[self.index]
+    }
+
+    /// Works until the cell stops.
+    pub(crate) fn work(&mut self) {
+        while !self.cell.is_stopping() {
+            self.fire_deadlines();
+            match self.next() {
+                Some(vcore) => self.run(vcore),
+                None => self.sleep(),
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Box<VirtualCore>> {
+        let mine = self.mine();
+        if mine.waiting() == 0 {
+            return None;
+        }
+        let next = mine.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        if next.is_some() {
+            mine.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        next
+    }
+
+    /// Runs a core until it rests, ends, or others are to run.
+    fn run(&mut self, mut vcore: Box<VirtualCore>) {
+        let guest = Arc::clone(&vcore.guest);
+        let Some(slot) = guest.cores.get(vcore.index as usize) else { return };
+        slot.worker.store(u32::try_from(self.index).unwrap_or(0), Ordering::Relaxed);
+        *self.mine().running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&guest));
+        let schedule = guest.schedule();
+        schedule.running.fetch_or(1 << vcore.index, Ordering::Relaxed);
+        let started = Instant::now();
+        let kept = loop {
+            if guest.has_ended() {
+                break None;
+            }
+            if let Err(fault) = deliver_upcall(&mut vcore) {
+                guest.fault(fault);
+                break None;
+            }
+            let others_wait = self.mine().waiting() > 0;
+            self.cell.before_entry(&guest, others_wait);
+            let limit = self.cell.service_limit();
+            let entered = limit.map(|_| Instant::now());
+            self.set_alarm(started, entered.zip(limit));
+            let exit = vcore.core.run(self.mine().attention);
+            self.alarm.clear();
+            let counters = guest.counters();
+            counters.exits.fetch_add(1, Ordering::Relaxed);
+            let after = match exit {
+                Exit::Hypercall => hypercalls::dispatch(&self.cell, &mut vcore),
+                Exit::Doorbell => {
+                    self.cell.serve_guest(&guest);
+                    After::Continue
+                }
+                Exit::Interrupted => {
+                    self.mine().attention.take();
+                    self.cell.serve_guest(&guest);
+                    if entered.zip(limit).is_some_and(|(at, limit)| at.elapsed() >= limit) {
+                        self.cell.service_limit_reached();
+                    }
+                    After::Continue
+                }
+                Exit::Fault(_) | Exit::Port | Exit::Shutdown | Exit::Broken(_) => {
+                    let fault = fault_of(&mut vcore, exit);
+                    guest.fault(fault);
+                    After::Ended
+                }
+            };
+            let turn_over = self.turn_over(started);
+            match after {
+                After::Continue if !turn_over => {}
+                After::Continue | After::Yield if self.mine().waiting() > 0 => break Some(vcore),
+                After::Continue | After::Yield => self.fire_deadlines(),
+                After::Idle(until) => match self.rest(vcore, until) {
+                    None => {
+                        schedule.running.fetch_and(!(1 << index_of(slot, &guest)), Ordering::Relaxed);
+                        self.left(&guest, started);
+                        return;
+                    }
+                    Some(back) if turn_over => break Some(back),
+                    Some(back) => vcore = back,
+                },
+                After::Stop => {
+                    schedule.running.fetch_and(!(1 << vcore.index), Ordering::Relaxed);
+                    *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Stopped(Some(vcore.core));
+                    self.left(&guest, started);
+                    return;
+                }
+                After::Ended => break None,
+            }
+        };
+        self.left(&guest, started);
+        schedule.running.fetch_and(!(1 << index_of(slot, &guest)), Ordering::Relaxed);
+        match kept {
+            Some(vcore) => self.mine().push(vcore),
+            None => *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Gone,
+        }
+    }
+
+    /// The guest no longer runs here.
+    fn left(&self, guest: &Arc<Guest>, since: Instant) {
+        guest.charge(since.elapsed());
+        self.cell.after_leaving(guest);
+        *self.mine().running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether others wait and the quantum is used up.
+    fn turn_over(&self, started: Instant) -> bool {
+        self.mine().waiting() > 0 && started.elapsed() >= QUANTUM
+    }
+
+    /// Sets the alarm for the end of the quantum, if others wait, or the next deadline, whichever comes first.
+    ///
+    /// Where the rings depend on the guest's exits, it exits after the service limit at the latest.
+    fn set_alarm(&mut self, started: Instant, service: Option<(Instant, Duration)>) {
+        let quantum = (self.mine().waiting() > 0).then(|| started + QUANTUM);
+        let deadline = self.deadlines.peek().map(|Reverse(d)| d.at);
+        let service = service.map(|(entered, limit)| entered + limit);
+        if let Some(at) = [quantum, deadline, service].into_iter().flatten().min() {
+            self.alarm.set(at.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Serves the rings and puts the core to rest. Gives it back when an interrupt is pending or the time has come.
+    fn rest(&mut self, vcore: Box<VirtualCore>, until: u64) -> Option<Box<VirtualCore>> {
+        let guest = Arc::clone(&vcore.guest);
+        self.cell.serve_idle(&guest);
+        let control = guest.memory.control(vcore.index);
+        if control.pending.load(Ordering::SeqCst) != 0 {
+            return Some(vcore);
+        }
+        if until != FOREVER {
+            let left = guest.clock.until(until);
+            if left.is_zero() {
+                foraker_memory::guest::raise(control, interrupt::TIMER);
+                return Some(vcore);
+            }
+            let sleep = guest.cores.get(vcore.index as usize)?.sleep.fetch_add(1, Ordering::SeqCst) + 1;
+            // A deadline further away than the host's clock reaches never comes.
+            if let Some(at) = Instant::now().checked_add(left) {
+                let guest = Arc::downgrade(&guest);
+                self.deadlines.push(Reverse(Deadline { at, guest, core: vcore.index, sleep }));
+            }
+        } else if let Some(slot) = guest.cores.get(vcore.index as usize) {
+            slot.sleep.fetch_add(1, Ordering::SeqCst);
+        }
+        vcore.park()
+    }
+
+    /// Raises the timer interrupt of every core whose deadline has come.
+    fn fire_deadlines(&mut self) {
+        if self.deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(Reverse(first)) = self.deadlines.peek() {
+            let stale = first.guest.upgrade().is_none_or(|g| {
+                g.cores.get(first.core as usize).is_none_or(|s| s.sleep.load(Ordering::SeqCst) != first.sleep)
+            });
+            if !stale && first.at > now {
+                break;
+            }
+            if let Some(Reverse(due)) = self.deadlines.pop()
+                && !stale
+                && let Some(guest) = due.guest.upgrade()
+            {
+                guest.raise(due.core, interrupt::TIMER);
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    fn sleep(&mut self) {
+        let mine = self.mine();
+        mine.sleeping.store(true, Ordering::SeqCst);
+        if mine.waiting() == 0 && !self.cell.is_stopping() {
+            let deadline = self.deadlines.peek().map(|Reverse(d)| d.at.saturating_duration_since(Instant::now()));
+            let (watched, patience) = self.cell.watch(self.index);
+            let mut polls = [poll_for(mine.event.as_raw_fd()), poll_for(watched.unwrap_or(-1))];
+            wait(&mut polls, [deadline, patience].into_iter().flatten().min());
+            mine.sleeping.store(false, Ordering::SeqCst);
+            if polls[0].revents != 0 {
+                // Non-blocking; only says that somebody woke this worker.
+                let _ = mine.event.read();
+            }
+            if polls[1].revents != 0 || patience.is_some() {
+                self.cell.watched();
+            }
+        }
+        mine.sleeping.store(false, Ordering::SeqCst);
+    }
+}
+
+fn index_of(slot: &crate::guest::CoreSlot, guest: &Guest) -> usize {
+    guest.cores.iter().position(|s| std::ptr::eq(s, slot)).unwrap_or(0)
+}
+
+/// An entry for `poll` that waits for input; a negative descriptor is ignored.
+pub(crate) fn poll_for(fd: i32) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// Waits for one of several descriptors, at most `timeout` if there is one.
+pub(crate) fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
+    let spec = timeout.map(|t| libc::timespec {
+        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(t.subsec_nanos()),
+    });
+    let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = polls.len() as libc::nfds_t;
+    // SAFETY: the slice and the time are valid for the call; an interrupted wait is a wait that ended.
+    unsafe { libc::ppoll(polls.as_mut_ptr(), count, spec, std::ptr::null()) };
+}
+
+/// Enters the guest at its handler if it wants that and an interrupt it waits for is pending.
+fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Fault> {
+    let guest = Arc::clone(&vcore.guest);
+    let control = guest.memory.control(vcore.index);
+    if control.upcall_enabled.load(Ordering::Relaxed) != 1
+        || control.pending.load(Ordering::SeqCst) & control.upcall_mask.load(Ordering::Relaxed) == 0
+    {
+        return Ok(());
+    }
+    control.upcall_enabled.store(0, Ordering::SeqCst);
+    let handler = control.upcall_handler.load(Ordering::Relaxed);
+    let registers = *vcore.core.registers();
+    let stack = registers.rsp.wrapping_sub(RED_ZONE + 16);
+    let mut frame = [0u8; 16];
+    frame[..8].copy_from_slice(&registers.rflags.to_le_bytes());
+    frame[8..].copy_from_slice(&registers.rip.to_le_bytes());
+    let in_space = (IMAGE_BASE..guest.memory.plan().memory_end).contains(&handler);
+    if !in_space || !guest.memory.write(stack, &frame) {
+        let cause = Cause::Upcall(if in_space { stack } else { handler });
+        return Err(Fault { cause, core: vcore.index, rip: registers.rip, registers });
+    }
+    vcore.core.divert(handler, stack);
+    Ok(())
+}
+
+fn fault_of(vcore: &mut VirtualCore, exit: Exit) -> Fault {
+    let core = vcore.index;
+    let registers = *vcore.core.registers();
+    let machine = |text: String| Fault { cause: Cause::Machine(text), core, rip: registers.rip, registers };
+    match exit {
+        Exit::Fault(Exit::SYSCALL) => Fault::from_syscall(core, registers),
+        Exit::Fault(vector) => {
+            let Some(frame) = vcore.guest.memory.fault_frame(core, registers.rsp) else {
+                return machine(format!("vector {vector} with the stack at {:#x}", registers.rsp));
+            };
+            match vcore.core.fault_address() {
+                Ok(address) => Fault::from_frame(core, vector, registers, frame, address),
+                Err(e) => machine(e.to_string()),
+            }
+        }
+        Exit::Port => Fault::from_port(core, registers),
+        Exit::Shutdown => machine("the processor could not deliver a fault".to_owned()),
+        other => machine(format!("{other:?}")),
+    }
+}

@@ -1,0 +1,316 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::units;
+
+/// An isolation kernel: every network service in a virtual machine of its own.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, disable_help_subcommand = true)]
+struct Top {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run guests in the foreground, without a daemon, until they end.
+    ///
+    /// Several guests are separated by a lone `+`; options of the launch itself stand before the first image:
+    ///   vmm launch -p 8080:80 images/httpd + --name hi images/hello
+    ///
+    /// The exit status is the guest's own (0 to 119; the first that is not 0 when there are several), 120 after a fault, 121 when a guest was
+    /// ended by a limit, a timeout or a signal, 125 when the host or the command line is at fault, 130 after a second Ctrl-C.
+    #[command(verbatim_doc_comment)]
+    Launch(Box<Launch>),
+    /// Say what this host can do, and what to mend.
+    Doctor(Doctor),
+}
+
+/// `vmm launch`.
+#[derive(Debug, Args)]
+pub(crate) struct Launch {
+    #[command(flatten)]
+    pub(crate) cell: CellOptions,
+    #[command(flatten)]
+    pub(crate) first: GuestOptions,
+    /// The guests after the first.
+    #[arg(skip)]
+    pub(crate) more: Vec<GuestOptions>,
+}
+
+/// Options of the launch as a whole.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of the launch")]
+pub(crate) struct CellOptions {
+    /// Print a report as one JSON object on the last line of standard output; consoles go to standard error
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// End the guests after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// Worker threads [default: one for each processor, at most one for each core of the guests]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Use an existing TAP device
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tap: Option<String>,
+    /// Subnet of the guests, such as 10.20.30.0/24 [default: the first free one of 10.99.0.0/16]
+    #[arg(long, value_name = "A.B.C.D/N", value_parser = subnet)]
+    pub(crate) subnet: Option<(Ipv4Addr, u8)>,
+    /// Record every frame in a file for Wireshark or tcpdump
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
+    /// Who serves the rings
+    #[arg(long, value_enum, default_value_t = Service::Auto)]
+    pub(crate) service: Service,
+    /// How much the VMM says about itself
+    #[arg(long, value_enum, default_value_t = LogLevel::Warn)]
+    pub(crate) log_level: LogLevel,
+}
+
+/// Options of one guest.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of a guest")]
+pub(crate) struct GuestOptions {
+    /// Name of the guest [default: the image's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Memory, such as 16M [default: what the image says, or 16M]
+    #[arg(long, short, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) memory: Option<u64>,
+    /// Cores [default: what the image says, or 1]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) cores: Option<u32>,
+    /// Give it a network [default: what the image says]
+    #[arg(long, overrides_with = "no_net")]
+    pub(crate) net: bool,
+    /// Give it no network
+    #[arg(long)]
+    pub(crate) no_net: bool,
+    /// Its IPv4 address [default: the next free one of the subnet]
+    #[arg(long, value_name = "A.B.C.D")]
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// Pass connections to a port of the host on to the guest
+    #[arg(long, short, value_name = "[ADDRESS:]HOST:GUEST", value_parser = publish)]
+    pub(crate) publish: Vec<Publish>,
+    /// Set a variable in the guest's environment
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<String>,
+    /// Bytes per second that it may receive
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) rx_bandwidth: Option<u64>,
+    /// Bytes per second that it may send
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) tx_bandwidth: Option<u64>,
+    /// Frames per second that it may send
+    #[arg(long, value_name = "N")]
+    pub(crate) tx_packets: Option<u64>,
+    /// Bytes per second that it may write to its console
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) console_bandwidth: Option<u64>,
+    /// Deliver each interrupt at once, by forcing the guest out (for comparison)
+    #[arg(long)]
+    pub(crate) immediate: bool,
+    /// Image: an ELF file linked with the library OS
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: PathBuf,
+    /// Arguments of the guest
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<String>,
+}
+
+/// A port of the host, and the guest's behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Publish {
+    pub(crate) host: SocketAddr,
+    pub(crate) guest: u16,
+}
+
+/// `vmm doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Who serves the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Service {
+    /// Whoever suits the load
+    Auto,
+    /// Workers, when guests exit
+    Worker,
+    /// The uplink's thread, while guests look
+    Uplink,
+}
+
+/// Levels of the VMM's own messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Nothing
+    Off,
+    /// What failed
+    Error,
+    /// What may be wrong
+    Warn,
+    /// What happens
+    Info,
+    /// Details
+    Debug,
+    /// Everything
+    Trace,
+}
+
+/// Why a command line is not carried out.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// Help or the version was asked for.
+    Help(String),
+    /// One line that says what is wrong.
+    Usage(String),
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "vmm launch ... +", no_binary_name = true)]
+struct Another {
+    #[command(flatten)]
+    guest: GuestOptions,
+}
+
+/// Parses the command line of the process.
+pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, Refused> {
+    let args: Vec<OsString> = args.collect();
+    let is_launch = args.get(1).is_some_and(|a| a == "launch");
+    let mut groups = args.split(|a| is_launch && a == "+");
+    let first = groups.next().unwrap_or_default();
+    let matches = Top::command().try_get_matches_from(first).map_err(refused)?;
+    let mut top = Top::from_arg_matches(&matches).map_err(refused)?;
+    if let Command::Launch(launch) = &mut top.command {
+        for group in groups {
+            launch.more.push(Another::try_parse_from(group).map_err(refused)?.guest);
+        }
+    }
+    Ok(top.command)
+}
+
+/// Clap's message as one line, without its list of usages.
+fn refused(e: clap::Error) -> Refused {
+    use clap::error::ErrorKind;
+    let text = e.to_string();
+    if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Refused::Help(text);
+    }
+    if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return Refused::Usage("nothing to do: try `vmm launch IMAGE`, or `vmm --help`".to_owned());
+    }
+    let message = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let message = message.split("\n\nFor more information").next().unwrap_or(message);
+    let words: Vec<_> = message.trim_start_matches("error: ").split_whitespace().collect();
+    Refused::Usage(format!("{} (see --help)", words.join(" ")))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .filter(|d| !d.is_zero())
+        .ok_or_else(|| format!("'{text}' is not a number of seconds above 0"))
+}
+
+fn subnet(text: &str) -> Result<(Ipv4Addr, u8), String> {
+    let refuse = || format!("'{text}' is not a subnet: write an address and 8 to 30 bits, such as 10.20.30.0/24");
+    let (address, bits) = text.split_once('/').ok_or_else(refuse)?;
+    let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
+    let bits: u8 = bits.parse().map_err(|_| refuse())?;
+    let host_part = u32::MAX.checked_shr(u32::from(bits)).unwrap_or(0);
+    if !(8..=30).contains(&bits) || address.to_bits() & host_part != 0 {
+        return Err(refuse());
+    }
+    Ok((address, bits))
+}
+
+fn publish(text: &str) -> Result<Publish, String> {
+    let refuse = || format!("'{text}' is not a published port: write HOST:GUEST, such as 8080:80");
+    let text = match text.rsplit_once('/') {
+        None => text,
+        Some((ports, "tcp")) => ports,
+        Some((_, other)) => return Err(format!("cannot publish {other}: only TCP ports are published")),
+    };
+    let (host, guest) = text.rsplit_once(':').ok_or_else(refuse)?;
+    let guest: u16 = guest.parse().ok().filter(|p| *p > 0).ok_or_else(refuse)?;
+    let (address, port) = match host.rsplit_once(':') {
+        None => (IpAddr::V4(Ipv4Addr::LOCALHOST), host),
+        Some((address, port)) => {
+            (address.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| refuse())?, port)
+        }
+    };
+    let port: u16 = port.parse().map_err(|_| refuse())?;
+    Ok(Publish { host: SocketAddr::new(address, port), guest })
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!("'{text}' is not a variable: write NAME=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Result<Command, Refused> {
+        parse(text.split_whitespace().map(OsString::from))
+    }
+
+    fn launch(text: &str) -> Launch {
+        match line(text) {
+            Ok(Command::Launch(l)) => *l,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn guests_are_separated_and_keep_their_arguments() {
+        let l = launch("vmm launch --json -p 8080:80 -m 4M a --x -- y + --name b2 b + c -p 1");
+        assert!(l.cell.json);
+        assert_eq!(l.first.publish, [Publish { host: "127.0.0.1:8080".parse().unwrap(), guest: 80 }]);
+        assert_eq!((l.first.memory, l.first.image), (Some(4 << 20), "a".into()));
+        assert_eq!(l.first.arguments, ["--x", "--", "y"]);
+        assert_eq!(l.more.len(), 2);
+        assert_eq!(l.more[0].name.as_deref(), Some("b2"));
+        assert_eq!(l.more[1].arguments, ["-p", "1"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line() {
+        for bad in [
+            "vmm", "vmm launch", "vmm launch --memory lots a", "vmm launch -p 80 a", "vmm launch -p 1:2/udp a",
+            "vmm launch --subnet 10.0.0.1/24 a", "vmm launch -e =x a", "vmm launch --timeout -1 a", "vmm fly",
+            "vmm launch a + ", "vmm launch --bogus a", "vmm launch a + --json b", "vmm launch --cores x a",
+        ] {
+            match line(bad) {
+                Err(Refused::Usage(l)) => assert!(!l.contains('\n') && l.len() > 10, "{bad}: {l}"),
+                other => panic!("{bad}: {other:?}"),
+            }
+        }
+        assert!(matches!(line("vmm --help"), Err(Refused::Help(_))));
+        assert!(matches!(line("vmm launch --help"), Err(Refused::Help(_))));
+    }
+
+    #[test]
+    fn published_ports() {
+        let p = publish("0.0.0.0:8080:80/tcp").unwrap();
+        assert_eq!((p.host, p.guest), ("0.0.0.0:8080".parse().unwrap(), 80));
+        assert_eq!(publish("[::1]:8080:80").unwrap().host, "[::1]:8080".parse().unwrap());
+        assert!(publish("8080:0").is_err() && publish("x:80").is_err() && publish("70000:80").is_err());
+    }
+}

@@ -1,0 +1,196 @@
+//! `vmm launch`: one cell in the foreground.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
+use foraker_publish::Published;
+
+use crate::args::{GuestOptions, Launch, LogLevel, Service};
+use crate::report::{NetworkReport, Report};
+use crate::signals::Signals;
+use crate::{logger, manifest, report};
+
+/// How long guests may take to end themselves after the first Ctrl-C.
+const GRACE: Duration = Duration::from_secs(5);
+/// Status after a second Ctrl-C.
+const STATUS_FORCED: u8 = 130;
+/// Address space of the arena beyond what the guests need.
+const ARENA_SLACK: u64 = 4 << 20;
+
+/// Runs `vmm launch`; returns the status of the process.
+pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
+    let started = Instant::now();
+    logger::start(match launch.cell.log_level {
+        LogLevel::Off => log::LevelFilter::Off,
+        LogLevel::Error => log::LevelFilter::Error,
+        LogLevel::Warn => log::LevelFilter::Warn,
+        LogLevel::Info => log::LevelFilter::Info,
+        LogLevel::Debug => log::LevelFilter::Debug,
+        LogLevel::Trace => log::LevelFilter::Trace,
+    });
+    let signals = Signals::take().context("cannot take over signals")?;
+    let all: Vec<_> = std::iter::once(&launch.first).chain(&launch.more).collect();
+    let mut images = HashMap::new();
+    let mut specs = Vec::new();
+    for options in &all {
+        specs.push(spec(options, all.len() > 1, &mut images)?);
+    }
+    for (i, s) in specs.iter().enumerate() {
+        if specs.iter().take(i).any(|other| other.name == s.name) {
+            bail!("two guests are called {}: give one of them another --name", s.name);
+        }
+    }
+    let mut listeners = Vec::new();
+    for (options, spec) in all.iter().zip(&specs) {
+        for p in &options.publish {
+            if spec.network.is_none() {
+                bail!("guest {} has no network, so port {} cannot be published: add --net", spec.name, p.guest);
+            }
+            listeners.push((spec.name.clone(), foraker_publish::listen(p.host)?, p.guest));
+        }
+    }
+
+    let cores: usize = specs.iter().map(|s| s.cores as usize).sum();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let network = specs.iter().any(|s| s.network.is_some()).then(|| NetworkConfig {
+        tap: launch.cell.tap.clone(),
+        subnet: launch.cell.subnet,
+        pcap: launch.cell.pcap.clone(),
+        service: match launch.cell.service {
+            Service::Auto => foraker_cell::Service::Auto,
+            Service::Worker => foraker_cell::Service::Worker,
+            Service::Uplink => foraker_cell::Service::Uplink,
+        },
+    });
+    if network.is_none() && (launch.cell.tap.is_some() || launch.cell.pcap.is_some()) {
+        bail!("no guest has a network, so --tap and --pcap have nothing to do: add --net");
+    }
+    let mut cell = Cell::new(&Config {
+        workers: launch.cell.workers.unwrap_or(processors.min(cores)),
+        arena: specs.iter().map(|s| s.memory).fold(ARENA_SLACK, u64::saturating_add),
+        console: if launch.cell.json { libc::STDERR_FILENO } else { libc::STDOUT_FILENO },
+        network,
+    })?;
+    let mut guests = Vec::new();
+    for spec in &specs {
+        let guest = cell.start(spec).with_context(|| format!("cannot start {}", spec.name))?;
+        guests.push(guest);
+    }
+    let mut published = Vec::new();
+    for (name, listener, port) in listeners {
+        if let Some(g) = guests.iter().find(|g| g.name == name)
+            && let Some(p) = &g.port
+        {
+            published.push(Published::new(listener, SocketAddr::new(p.ipv4().into(), port)));
+        }
+    }
+    if !published.is_empty() {
+        foraker_publish::serve(published).context("cannot serve published ports")?;
+    }
+    if let Some((tap, address, bits)) = cell.network() {
+        log::info!("network {tap}: {address}/{bits}");
+        for g in &guests {
+            if let Some(port) = &g.port {
+                log::info!("guest {} has address {}", g.name, port.ipv4());
+            }
+        }
+    }
+
+    let deadline = launch.cell.timeout.map(|t| started + t);
+    let forced = wait(&cell, &guests, &signals, deadline);
+    cell.stop();
+    let image_of = |g: &Guest| specs.iter().find(|s| s.name == g.name).and_then(|s| s.image.path());
+    let reports: Vec<_> = guests.iter().map(|g| report::of_guest(g, image_of(g))).collect();
+    let failed = reports.iter().map(report::GuestReport::process_status).find(|s| *s != 0).unwrap_or(0);
+    for r in &reports {
+        if let Some(text) = r.text() {
+            eprintln!("vmm: {text}");
+        }
+    }
+    if launch.cell.json {
+        let network = cell.network().map(|(tap, address, bits)| NetworkReport {
+            tap,
+            gateway: format!("{address}/{bits}"),
+            drops: cell.uplink_counters().into_iter().collect(),
+        });
+        let whole = Report { guests: reports, network, seconds: started.elapsed().as_secs_f64() };
+        println!("{}", serde_json::to_string(&whole).context("cannot write the report")?);
+    }
+    Ok(if forced { STATUS_FORCED } else { failed })
+}
+
+/// Waits until every guest has ended. Returns whether they were forced to.
+fn wait(cell: &Cell, guests: &[Arc<Guest>], signals: &Signals, deadline: Option<Instant>) -> bool {
+    let kill = |why: &str| guests.iter().for_each(|g| g.finish(End::Killed(why.to_owned())));
+    let mut asked: Option<Instant> = None;
+    let mut forced = false;
+    while !guests.iter().all(|g| g.has_ended()) {
+        let now = Instant::now();
+        let next = [deadline, asked.map(|t| t + GRACE)].into_iter().flatten().min();
+        let signal = signals.wait(cell.ended(), next.map(|t| t.saturating_duration_since(now)));
+        // Only says that a guest ended; which one is seen above.
+        let _ = cell.ended().read();
+        let now = Instant::now();
+        match asked {
+            None if signal => {
+                asked = Some(now);
+                guests.iter().for_each(|g| g.ask_to_stop());
+            }
+            Some(_) if signal => {
+                forced = true;
+                kill("interrupted twice");
+            }
+            Some(t) if now >= t + GRACE => kill("it did not end itself when it was asked to"),
+            _ => {}
+        }
+        if deadline.is_some_and(|d| now >= d) {
+            kill("its time is over (--timeout)");
+        }
+    }
+    forced
+}
+
+/// What a guest gets: the command line first, then the image's manifest, then its note.
+fn spec(
+    o: &GuestOptions, several: bool, images: &mut HashMap<PathBuf, Arc<LoadedImage>>,
+) -> anyhow::Result<GuestSpec> {
+    let image = match images.get(&o.image) {
+        Some(image) => Arc::clone(image),
+        None => {
+            let image = LoadedImage::open(&o.image).with_context(|| o.image.display().to_string())?;
+            images.insert(o.image.clone(), Arc::clone(&image));
+            image
+        }
+    };
+    let m = manifest::parse(image.manifest()).with_context(|| o.image.display().to_string())?;
+    let network = if o.no_net { false } else { o.net || m.network.unwrap_or(image.wants_network()) };
+    let mut environment: Vec<_> = m.environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    for set in &o.env {
+        let name = set.split('=').next().unwrap_or_default();
+        environment.retain(|e| e.split('=').next() != Some(name));
+        environment.push(set.clone());
+    }
+    let stem = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned());
+    Ok(GuestSpec {
+        name: o.name.clone().or_else(|| stem(&o.image)).unwrap_or_else(|| "guest".to_owned()),
+        memory: o.memory.or(m.memory).unwrap_or(image.memory()),
+        cores: o.cores.or(m.cores).unwrap_or(1),
+        arguments: if o.arguments.is_empty() { m.arguments } else { o.arguments.clone() },
+        environment,
+        network: network.then(|| NetworkSpec {
+            ipv4: o.ip,
+            rx_bytes: o.rx_bandwidth.or(m.limits.rx_bandwidth),
+            tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
+            tx_packets: o.tx_packets.or(m.limits.tx_packets),
+        }),
+        console_limit: o.console_bandwidth.or(m.limits.console).unwrap_or(foraker_cell::cell::DEFAULT_CONSOLE),
+        console_prefix: several,
+        immediate: o.immediate,
+        image,
+    })
+}

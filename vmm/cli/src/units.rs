@@ -1,0 +1,40 @@
+//! Sizes and rates as people write them: `16M`, `512K`, `1.5G`, `4096`.
+
+/// Parses a number of bytes (or of anything else), with an optional binary suffix K, M, G or T, as in `16M` or `16MiB`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let refuse = || format!("'{text}' is not a size: write a number with K, M or G, such as 16M");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let suffix = suffix.trim().to_ascii_uppercase();
+    let shift = match suffix.trim_end_matches('B').trim_end_matches('I') {
+        "" if !suffix.contains('I') => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(refuse()),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1 << shift).ok_or_else(refuse);
+    }
+    let value: f64 = number.parse().map_err(|_| refuse())?;
+    let bytes = value * (1u64 << shift) as f64;
+    // Below 2^53 every whole number is exact.
+    if value.is_finite() && (0.0..9.0e15).contains(&bytes) { Ok(bytes as u64) } else { Err(refuse()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("16M"), Ok(16 << 20));
+        assert_eq!(size("16MiB"), Ok(16 << 20));
+        assert_eq!(size("1.5g"), Ok(3 << 29));
+        for bad in ["", "M", "16X", "-1", "1.2.3", "99999999999T", "1e9", "16 apples"] {
+            assert!(size(bad).unwrap_err().contains("is not a size"), "{bad}");
+        }
+    }
+}

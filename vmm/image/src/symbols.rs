@@ -1,0 +1,36 @@
+//! From an address to function, file and line.
+
+use std::path::Path;
+
+/// Where an address is in the source. Each part may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Location {
+    /// Function, demangled.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line, from 1.
+    pub line: Option<u32>,
+}
+
+/// Looks an address up in an image's line tables and symbols; `None` when the file has neither or cannot be read.
+#[must_use]
+pub fn locate(path: &Path, address: u64) -> Option<Location> {
+    let loader = addr2line::Loader::new(path).ok()?;
+    let mut found = Location::default();
+    if let Ok(mut frames) = loader.find_frames(address)
+        && let Ok(Some(frame)) = frames.next()
+    {
+        found.function = frame.function.and_then(|f| f.demangle().ok().map(std::borrow::Cow::into_owned));
+        if let Some(place) = frame.location {
+            found.file = place.file.map(str::to_owned);
+            found.line = place.line;
+        }
+    }
+    if found.function.is_none() {
+        found.function = loader
+            .find_symbol(address)
+            .map(|name| addr2line::demangle_auto(std::borrow::Cow::Borrowed(name), None).into_owned());
+    }
+    (found != Location::default()).then_some(found)
+}

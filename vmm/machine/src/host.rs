@@ -1,0 +1,110 @@
+//! `/dev/kvm`: opened once, asked once.
+
+use std::os::fd::{FromRawFd, IntoRawFd};
+
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+
+/// Why this host cannot run guests, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// There is no `/dev/kvm`.
+    #[error("there is no /dev/kvm: enable virtualization in the firmware (or nested virtualization on the host) and load a KVM module, such as kvm_intel, kvm_amd or kvm_pvm")]
+    Missing,
+    /// It may not be opened.
+    #[error("no right to open /dev/kvm: run as root, or add the user to the group kvm")]
+    Denied,
+    /// It cannot be used.
+    #[error("/dev/kvm cannot be used: {0}")]
+    Unusable(std::io::Error),
+    /// The kernel's KVM lacks something.
+    #[error("this kernel's KVM lacks {0}: a kernel of version 6.1 or later is needed")]
+    Lacks(&'static str),
+}
+
+/// The state components that a guest may use: x87, SSE, AVX, AVX-512.
+const XCR0_MASK: u64 = 0xe7;
+
+/// `/dev/kvm`, and what machines of this process have in common.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) kvm: Kvm,
+    pub(crate) cpuid: CpuId,
+    pub(crate) xcr0: u64,
+    cpu_features: u64,
+}
+
+impl Host {
+    /// Opens `/dev/kvm` and asks what it offers.
+    ///
+    /// # Errors
+    /// See [`HostError`].
+    pub fn open() -> Result<Host, HostError> {
+        let fd = Kvm::open_with_cloexec(true).map_err(|e| match e.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => HostError::Missing,
+            libc::EACCES | libc::EPERM => HostError::Denied,
+            n => HostError::Unusable(std::io::Error::from_raw_os_error(n)),
+        })?;
+        // SAFETY: the descriptor was just opened and is owned by nobody else.
+        let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if version < 0 {
+            return Err(HostError::Unusable(std::io::Error::last_os_error()));
+        }
+        if version.cast_unsigned() != KVM_API_VERSION {
+            return Err(HostError::Lacks("API version 12"));
+        }
+        for (capability, name) in [
+            (Cap::UserMemory, "memory slots"),
+            (Cap::SyncRegs, "synchronized registers (KVM_CAP_SYNC_REGS)"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+            (Cap::ReadonlyMem, "read-only slots (KVM_CAP_READONLY_MEM)"),
+            (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+            (Cap::Xcrs, "KVM_CAP_XCRS"),
+        ] {
+            if !kvm.check_extension(capability) {
+                return Err(HostError::Lacks(name));
+            }
+        }
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|e| HostError::Unusable(std::io::Error::from_raw_os_error(e.errno())))?;
+        let leaf = |function, index| cpuid.as_slice().iter().find(|e| e.function == function && e.index == index);
+        let xcr0 = leaf(0xd, 0).map_or(3, |e| (u64::from(e.edx) << 32 | u64::from(e.eax)) & XCR0_MASK);
+        let cpu_features = features(
+            leaf(1, 0).map_or(0, |e| e.ecx),
+            leaf(7, 0).map_or(0, |e| e.ebx),
+            xcr0,
+        );
+        Ok(Host { kvm, cpuid, xcr0, cpu_features })
+    }
+
+    /// `CPU_*` bits of the virtual registers.
+    #[must_use]
+    pub fn cpu_features(&self) -> u64 {
+        self.cpu_features
+    }
+
+    /// Most virtual CPUs of one machine.
+    #[must_use]
+    pub fn max_cores(&self) -> usize {
+        self.kvm.get_max_vcpus()
+    }
+}
+
+fn features(leaf1_ecx: u32, leaf7_ebx: u32, xcr0: u64) -> u64 {
+    use foraker_abi::registers as r;
+    let avx = xcr0 & 4 != 0 && leaf1_ecx & 1 << 28 != 0;
+    [
+        (avx, r::CPU_AVX),
+        (avx && leaf7_ebx & 1 << 5 != 0, r::CPU_AVX2),
+        (leaf1_ecx & 1 << 25 != 0, r::CPU_AES),
+        (leaf1_ecx & 1 << 30 != 0, r::CPU_RDRAND),
+        (leaf7_ebx & 1 != 0, r::CPU_FSGSBASE),
+        (leaf7_ebx & 1 << 9 != 0, r::CPU_ERMS),
+        (xcr0 & 0xe0 == 0xe0 && leaf7_ebx & 1 << 16 != 0, r::CPU_AVX512),
+    ]
+    .into_iter()
+    .filter(|(has, _)| *has)
+    .fold(0, |all, (_, bit)| all | bit)
+}

@@ -1,0 +1,286 @@
+//! One guest's memory, and the only way to its bytes.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use foraker_abi::control::CoreControl;
+use foraker_abi::layout::{
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, PAGE_SIZE,
+    PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+};
+use foraker_abi::registers::Registers;
+use foraker_image::{Image, Rights};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::arena::{Arena, Range};
+use crate::plan::Plan;
+use crate::shared::Shared;
+use crate::tables::{self, Words};
+use crate::MemoryError;
+
+/// A piece of guest-physical memory, as KVM wants it.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where it is in this process.
+    pub host: *mut u8,
+    /// The guest cannot write it.
+    pub read_only: bool,
+}
+
+/// One guest's memory.
+#[derive(Debug)]
+pub struct GuestMemory {
+    plan: Plan,
+    range: Range,
+    shared: Arc<Shared>,
+    readable: GuestMemoryMmap,
+    writable: GuestMemoryMmap,
+    page_tables: u64,
+}
+
+impl GuestMemory {
+    /// Lays out and fills the memory of a guest that has not run.
+    ///
+    /// # Errors
+    /// `memory` is too little or too much for the image, or the arena is full.
+    pub fn new(
+        arena: &Arc<Arena>, image: &Image, shared: &Arc<Shared>, memory: u64,
+    ) -> Result<GuestMemory, MemoryError> {
+        let plan = Plan::new(image, memory)?;
+        let range = arena.allocate(plan.memory_size)?;
+        // What start-up touches, in three operations instead of a fault each: system pages and data, the top of the stack, tables.
+        let head = image.data_end() - PRIVATE_BASE;
+        range.populate(0, CONTROL + PAGE_SIZE - PRIVATE_BASE);
+        range.populate(FAULT_STACK - PRIVATE_BASE, (head + PRIVATE_BASE - FAULT_STACK).min(POPULATE_DATA));
+        range.populate(plan.stack_top - PAGE_SIZE - PRIVATE_BASE, PAGE_SIZE);
+        range.populate(plan.memory_end - PRIVATE_BASE, plan.tables_size());
+
+        let mut area = Area { base: range.as_ptr(), size: plan.memory_size };
+        for s in image.segments.iter().filter(|s| s.rights == Rights::Write) {
+            area.fill(s.address, &s.content);
+        }
+        let page_tables = tables::build(&plan, &mut area);
+
+        let private = |from: u64, to: u64| area.region(PRIVATE_BASE, from, to);
+        let image_part = Area { base: shared.as_ptr(), size: shared.size() as u64 };
+        let readable = [
+            image_part.region(SUPERVISOR_BASE, IMAGE_BASE, plan.shared_end)?,
+            private(PRIVATE_BASE, FAULT_STACK)?,
+            private(DATA_BASE, plan.memory_end)?,
+        ];
+        let writable = [private(CONTROL, BOOT)?, private(DATA_BASE, plan.memory_end)?];
+        let collect = |regions: Vec<GuestRegionMmap>| {
+            GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map(std::io::Error::other(e)))
+        };
+        Ok(GuestMemory {
+            readable: collect(readable.into())?,
+            writable: collect(writable.into())?,
+            shared: Arc::clone(shared),
+            plan,
+            range,
+            page_tables,
+        })
+    }
+
+    /// Where things lie.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Physical address of the top page table.
+    #[must_use]
+    pub fn page_tables(&self) -> u64 {
+        self.page_tables
+    }
+
+    /// What the machine maps. Valid as long as this value lives.
+    #[must_use]
+    pub fn slots(&self) -> [Slot; 2] {
+        [
+            Slot {
+                address: SUPERVISOR_BASE,
+                size: self.shared.size() as u64,
+                host: self.shared.as_ptr(),
+                read_only: true,
+            },
+            Slot { address: PRIVATE_BASE, size: self.plan.memory_size, host: self.range.as_ptr(), read_only: false },
+        ]
+    }
+
+    /// What the guest itself can read: where a buffer that the VMM reads may lie.
+    #[must_use]
+    pub fn readable(&self) -> &GuestMemoryMmap {
+        &self.readable
+    }
+
+    /// What the guest itself can write, its control page and rings included: where a buffer that the VMM writes may lie.
+    #[must_use]
+    pub fn writable(&self) -> &GuestMemoryMmap {
+        &self.writable
+    }
+
+    /// Copies from an (address, length) pair of the guest. `false` when it is not within what the guest can read.
+    #[must_use]
+    pub fn read(&self, address: u64, to: &mut [u8]) -> bool {
+        self.readable.read_slice(to, GuestAddress(address)).is_ok()
+    }
+
+    /// Copies to an (address, length) pair of the guest. `false`, with nothing said of what was copied, when it is not
+    /// within what the guest can write.
+    #[must_use]
+    pub fn write(&self, address: u64, from: &[u8]) -> bool {
+        self.writable.write_slice(from, GuestAddress(address)).is_ok()
+    }
+
+    /// The virtual registers.
+    #[must_use]
+    pub fn registers(&self) -> *mut Registers {
+        self.private(REGISTERS).cast()
+    }
+
+    /// The control slot of a core.
+    ///
+    /// # Panics
+    /// When `core` is not below [`MAX_CORES`].
+    #[must_use]
+    pub fn control(&self, core: u32) -> &CoreControl {
+        assert!(core < MAX_CORES);
+        let slot = self.private(CONTROL).cast::<CoreControl>().wrapping_add(core as usize);
+        // SAFETY: the slot lies in the control page, aligned to 64. The guest writes it at any time, which is why everything
+        // that is read through the reference is an atomic.
+        unsafe { &*slot }
+    }
+
+    /// Writes the arguments and the environment, each with a closing NUL. Strings hold no NUL themselves.
+    ///
+    /// # Errors
+    /// They do not fit the boot pages.
+    pub fn write_boot<'a>(&self, strings: impl Iterator<Item = &'a str>) -> Result<u32, MemoryError> {
+        let mut bytes = Vec::new();
+        for s in strings {
+            bytes.extend_from_slice(s.as_bytes());
+            bytes.push(0);
+        }
+        if bytes.len() as u64 > BOOT_SIZE {
+            return Err(MemoryError::Boot(bytes.len()));
+        }
+        let size = u32::try_from(bytes.len()).map_err(|_| MemoryError::Boot(bytes.len()))?;
+        // SAFETY: the boot pages lie in the private range, `BOOT_SIZE` bytes of it, and the guest cannot write them.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.private(BOOT), bytes.len()) };
+        Ok(size)
+    }
+
+    /// The words that the processor stored at `stack_pointer` when it entered a fault stub of `core`; `None` when that
+    /// is not on the core's fault stack.
+    #[must_use]
+    pub fn fault_frame(&self, core: u32, stack_pointer: u64) -> Option<[u64; 6]> {
+        let low = FAULT_STACK + u64::from(core) * FAULT_FRAME_SIZE;
+        let high = low + FAULT_FRAME_SIZE;
+        if core >= MAX_CORES || !stack_pointer.is_multiple_of(8) || !(low..high).contains(&stack_pointer) {
+            return None;
+        }
+        let mut frame = [0; 6];
+        for (word, at) in frame.iter_mut().zip((stack_pointer..high).step_by(8)) {
+            // SAFETY: an aligned word within the fault stack's page; nobody writes it while the core is out of the guest.
+            *word = unsafe { self.private(at).cast::<u64>().read_volatile() };
+        }
+        Some(frame)
+    }
+
+    /// Drops the pages of a range of the guest's heap or data; they read as zeros. `false` when it is not within them.
+    #[must_use]
+    pub fn discard(&self, address: u64, bytes: u64) -> bool {
+        if !self.owns_pages(address, bytes) {
+            return false;
+        }
+        self.range.discard(address - PRIVATE_BASE, bytes);
+        true
+    }
+
+    /// Allocates the pages of a range of the guest's heap or data. `false` when it is not within them.
+    #[must_use]
+    pub fn populate(&self, address: u64, bytes: u64) -> bool {
+        if !self.owns_pages(address, bytes) {
+            return false;
+        }
+        self.range.populate(address - PRIVATE_BASE, bytes);
+        true
+    }
+
+    /// Whether a page-aligned range lies in the guest's data, stack or heap.
+    #[must_use]
+    pub fn owns_pages(&self, address: u64, bytes: u64) -> bool {
+        address.is_multiple_of(PAGE_SIZE)
+            && bytes.is_multiple_of(PAGE_SIZE)
+            && address >= DATA_BASE
+            && address.checked_add(bytes).is_some_and(|end| end <= self.plan.memory_end)
+    }
+
+    fn private(&self, address: u64) -> *mut u8 {
+        debug_assert!((PRIVATE_BASE..PRIVATE_BASE + self.plan.memory_size).contains(&address));
+        self.range.as_ptr().wrapping_add(usize::try_from(address - PRIVATE_BASE).unwrap_or(usize::MAX))
+    }
+}
+
+// SAFETY: the raw parts (arena range, shared part) are themselves safe to share; what guests write is read as atomics or volatile.
+unsafe impl Sync for GuestMemory {}
+// SAFETY: as above.
+unsafe impl Send for GuestMemory {}
+
+/// Most bytes of data and bss that are populated before the first entry.
+const POPULATE_DATA: u64 = 256 << 10;
+
+/// A mapping while it is being filled.
+struct Area {
+    base: *mut u8,
+    size: u64,
+}
+
+impl Area {
+    fn at(&self, base: u64, address: u64, bytes: u64) -> *mut u8 {
+        let inside = address >= base && address.checked_add(bytes).is_some_and(|end| end <= base + self.size);
+        assert!(inside, "{address:#x} lies outside the guest's memory: the plan is wrong");
+        self.base.wrapping_add(usize::try_from(address - base).unwrap_or(usize::MAX))
+    }
+
+    fn fill(&self, address: u64, bytes: &[u8]) {
+        // SAFETY: `at` checked that the range lies within the mapping; no guest runs yet.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(PRIVATE_BASE, address, bytes.len() as u64), bytes.len()) };
+    }
+
+    fn region(&self, base: u64, from: u64, to: u64) -> Result<GuestRegionMmap, MemoryError> {
+        let failed = |e: &dyn std::fmt::Display| MemoryError::Map(std::io::Error::other(e.to_string()));
+        let size = usize::try_from(to - from).map_err(|e| failed(&e))?;
+        let host = self.at(base, from, to - from);
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: the range was checked to lie within the mapping, which outlives the regions: `GuestMemory` owns both.
+        let region = unsafe { MmapRegion::build_raw(host, size, protection, flags) }.map_err(|e| failed(&e))?;
+        GuestRegionMmap::new(region, GuestAddress(from)).ok_or_else(|| failed(&"range wraps"))
+    }
+}
+
+impl Words for Area {
+    fn read(&self, address: u64) -> u64 {
+        // SAFETY: `at` checked the range; entries are aligned, as tables start on pages.
+        unsafe { self.at(PRIVATE_BASE, address, 8).cast::<u64>().read() }
+    }
+
+    fn write(&mut self, address: u64, value: u64) {
+        // SAFETY: as for `read`.
+        unsafe { self.at(PRIVATE_BASE, address, 8).cast::<u64>().write(value) };
+    }
+}
+
+/// Raises interrupts on a core: sets the bits, and says whether they were all clear before.
+pub fn raise(control: &CoreControl, bits: u64) -> bool {
+    let pending: &AtomicU64 = &control.pending;
+    pending.fetch_or(bits, Ordering::SeqCst) & bits == 0
+}
+
+const _: () = assert!(BLOCK + 2 * PAGE_SIZE <= BOOT + BOOT_SIZE && IMAGE_BASE > SUPERVISOR_BASE);

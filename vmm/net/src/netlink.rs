@@ -1,0 +1,79 @@
+//! One request of rtnetlink: give an interface an address (RFC 3549; `man 7 rtnetlink`).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// Header, `ifaddrmsg`, three attributes.
+const MAX_REQUEST: usize = 96;
+
+/// Adds an address to the interface of this index, usable at once.
+///
+/// # Errors
+/// What the kernel answers: `EEXIST` if the interface has the address, `EPERM` without CAP_NET_ADMIN.
+pub(crate) fn add_address(interface: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+        .map_err(io::Error::other)?;
+    let mut request: Vec<u8> = Vec::with_capacity(MAX_REQUEST);
+    // nlmsghdr: length (below), type, flags, sequence, port.
+    request.extend([0; 4]);
+    request.extend(libc::RTM_NEWADDR.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    request.extend(1_u32.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    // ifaddrmsg: family, prefix, flags (as an attribute below), scope, interface.
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    request.extend([u8::try_from(family).map_err(io::Error::other)?, prefix, 0, libc::RT_SCOPE_UNIVERSE]);
+    request.extend(interface.to_ne_bytes());
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    attribute(&mut request, libc::IFA_LOCAL, &octets)?;
+    attribute(&mut request, libc::IFA_ADDRESS, &octets)?;
+    if address.is_ipv6() {
+        attribute(&mut request, libc::IFA_FLAGS, &libc::IFA_F_NODAD.to_ne_bytes())?;
+    }
+    let length = u32::try_from(request.len()).map_err(io::Error::other)?;
+    request.splice(..4, length.to_ne_bytes());
+    exchange(&request)
+}
+
+fn attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(4 + value.len()).map_err(io::Error::other)?;
+    request.extend(length.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(value);
+    Ok(())
+}
+
+/// Sends a request and waits for its acknowledgement.
+fn exchange(request: &[u8]) -> io::Result<()> {
+    // SAFETY: creates a descriptor; no memory is involved.
+    let fd =
+        unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just created, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: `request` is a slice.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut answer = [0_u8; 1024];
+    // SAFETY: `answer` is a slice.
+    let received = unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
+    if received < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // nlmsghdr, then nlmsgerr: a negated error number, 0 for success.
+    let kind = answer.get(4..6).and_then(|b| b.first_chunk().copied()).map(u16::from_ne_bytes);
+    let error = answer.get(16..20).and_then(|b| b.first_chunk().copied()).map(i32::from_ne_bytes);
+    match (kind.map(i32::from), error) {
+        (Some(libc::NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(libc::NLMSG_ERROR), Some(error)) => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
+        _ => Err(io::Error::other("unexpected answer of rtnetlink")),
+    }
+}

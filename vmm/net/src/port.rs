@@ -1,0 +1,375 @@
+//! A guest's port: its addresses, its two rings, its limits and its counters.
+//!
+//! **Locks.** The halves have a lock each, so that one thread can serve the transmit ring while another fills the
+//! receive ring. Order: transmit half, then receive half (of any port), so that guests that send to each other at
+//! the same time cannot deadlock. Nothing else is locked while a receive half is.
+//!
+//! **End.** Closing a port empties both halves under their locks: when [`Port::close`] has returned, no thread
+//! reaches the guest's memory any more. A half whose ring the guest broke is emptied at once, and the fault reported once.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foraker_abi::{interrupt, layout};
+use foraker_policy::token_bucket::TokenBucket;
+
+use crate::counters::{Counters, DropReason};
+use crate::frame::Mac;
+use crate::memory::{DeviceMemory, MemoryError};
+use crate::notices::Notices;
+use crate::parts::Parts;
+use crate::receive::{Delivery, ReceiveQueue};
+use crate::ring::RingFault;
+use crate::transmit::TransmitQueue;
+
+/// Frames after which a batch shows the guest what it has done so far, so that the guest works in parallel.
+pub(crate) const PUBLISH_FRAMES: u32 = 8;
+/// Bytes after which it does so.
+pub(crate) const PUBLISH_BYTES: usize = 32 << 10;
+
+/// What happens to frames that a guest sends above its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverLimit {
+    /// They are dropped and counted.
+    #[default]
+    Drop,
+    /// They wait in the ring; [`crate::Served::Throttled`] says until when.
+    Wait,
+}
+
+/// A guest's limits; none means unlimited.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Bytes per second towards the guest. What exceeds it is dropped.
+    pub rx_bandwidth: Option<u64>,
+    /// Bytes per second from the guest.
+    pub tx_bandwidth: Option<u64>,
+    /// Packets per second from the guest. A frame that the host cuts into segments counts as that many.
+    pub tx_packets: Option<u64>,
+    /// What happens to frames above `tx_*`.
+    pub over_limit: OverLimit,
+}
+
+/// How many buffers of each ring were completed, modulo 2^16: what a ring's state is, besides the guest's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingState {
+    /// Of the receive ring.
+    pub rx: u16,
+    /// Of the transmit ring.
+    pub tx: u16,
+}
+
+/// What a port is made from.
+#[derive(Debug)]
+pub struct PortConfig {
+    /// The guest's identity, as the caller knows it.
+    pub id: u64,
+    /// Ports of different networks cannot reach each other.
+    pub network: u32,
+    /// Ethernet address.
+    pub mac: Mac,
+    /// IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// IPv6 address. The link-local address derived from `mac` is always there besides.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Most bytes of an IP packet on the wire.
+    pub mtu: u16,
+    /// Limits.
+    pub limits: Limits,
+    /// The guest's memory.
+    pub memory: DeviceMemory,
+    /// Zeros for a new guest; what [`Port::close`] returned for one that goes on.
+    pub rings: RingState,
+}
+
+/// A guest's port of the switch.
+#[derive(Debug)]
+pub struct Port {
+    id: u64,
+    network: u32,
+    mac: Mac,
+    ipv4: Ipv4Addr,
+    ipv6: Option<Ipv6Addr>,
+    link_local: Ipv6Addr,
+    mtu: u16,
+    counters: Counters,
+    rx: Mutex<Option<ReceiveHalf>>,
+    tx: Mutex<Option<TransmitHalf>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ReceiveHalf {
+    queue: ReceiveQueue,
+    bytes: Option<TokenBucket>,
+}
+
+#[derive(Debug)]
+pub(crate) struct TransmitHalf {
+    pub(crate) queue: TransmitQueue,
+    bytes: Option<TokenBucket>,
+    packets: Option<TokenBucket>,
+    over_limit: OverLimit,
+}
+
+/// Locks, also if a thread panicked in between: queues are consistent between any two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bucket for bytes: a tenth of a second's worth of burst, and at least two of the largest frames.
+fn byte_bucket(rate: u64) -> TokenBucket {
+    TokenBucket::new(rate, (rate / 10).max(2 << 16), 0)
+}
+
+/// A bucket for packets: a tenth of a second's worth of burst, and at least 64.
+fn packet_bucket(rate: u64) -> TokenBucket {
+    TokenBucket::new(rate, (rate / 10).max(64), 0)
+}
+
+impl Port {
+    /// Touches none of the guest's memory.
+    pub(crate) fn new(config: PortConfig) -> Result<Self, MemoryError> {
+        let PortConfig { id, network, mac, ipv4, ipv6, mtu, limits, memory, rings } = config;
+        let rx = ReceiveQueue::new(memory.clone(), memory.ring(layout::NET_RX)?, rings.rx);
+        let tx_ring = memory.ring(layout::NET_TX)?;
+        let tx = TransmitQueue::new(memory, tx_ring, rings.tx);
+        Ok(Port {
+            id,
+            network,
+            mac,
+            ipv4,
+            ipv6,
+            link_local: mac.link_local(),
+            mtu,
+            counters: Counters::default(),
+            rx: Mutex::new(Some(ReceiveHalf { queue: rx, bytes: limits.rx_bandwidth.map(byte_bucket) })),
+            tx: Mutex::new(Some(TransmitHalf {
+                queue: tx,
+                bytes: limits.tx_bandwidth.map(byte_bucket),
+                packets: limits.tx_packets.map(packet_bucket),
+                over_limit: limits.over_limit,
+            })),
+        })
+    }
+
+    /// The guest's identity.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The network it belongs to.
+    #[must_use]
+    pub fn network(&self) -> u32 {
+        self.network
+    }
+
+    /// Ethernet address.
+    #[must_use]
+    pub fn mac(&self) -> Mac {
+        self.mac
+    }
+
+    /// IPv4 address.
+    #[must_use]
+    pub fn ipv4(&self) -> Ipv4Addr {
+        self.ipv4
+    }
+
+    /// IPv6 address.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.ipv6
+    }
+
+    /// The IPv6 address on the link that is derived from the ethernet address.
+    #[must_use]
+    pub fn link_local(&self) -> Ipv6Addr {
+        self.link_local
+    }
+
+    /// Most bytes of an IP packet on the wire.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Counters since the port was made.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Tells the guest whether somebody looks at its transmit ring, so that it need not ring the doorbell. After
+    /// saying that nobody does any longer, looks once more: true means that frames wait, perhaps unannounced, and
+    /// [`crate::Uplink::transmit`] must be called.
+    pub fn set_looking(&self, looking: bool) -> bool {
+        lock(&self.tx).as_mut().is_some_and(|half| half.queue.set_looking(looking))
+    }
+
+    /// Whether frames wait in the transmit ring.
+    #[must_use]
+    pub fn transmit_pending(&self) -> bool {
+        lock(&self.tx).as_mut().is_some_and(|half| half.queue.pending())
+    }
+
+    /// Ends the device: when this returns, nobody reaches the guest's memory any more. Returns where the rings stand,
+    /// with 0 for a ring that was closed or broken before.
+    pub fn close(&self) -> RingState {
+        let tx = lock(&self.tx).take().map_or(0, |half| half.queue.completed());
+        let rx = lock(&self.rx).take().map_or(0, |half| half.queue.completed());
+        RingState { rx, tx }
+    }
+
+    pub(crate) fn lock_transmit(&self) -> MutexGuard<'_, Option<TransmitHalf>> {
+        lock(&self.tx)
+    }
+}
+
+/// Whether a frame is within a guest's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Allowance {
+    Granted,
+    Refused,
+    WaitUntil(u64),
+}
+
+impl TransmitHalf {
+    /// Takes what a frame costs from the buckets.
+    #[inline]
+    pub(crate) fn charge(&mut self, bytes: usize, segments: u32, now_ns: u64) -> Allowance {
+        if self.bytes.is_none() && self.packets.is_none() {
+            return Allowance::Granted;
+        }
+        let (bytes, packets) = (u64::try_from(bytes).unwrap_or(u64::MAX), u64::from(segments));
+        let ready = |bucket: &mut Option<TokenBucket>, amount| {
+            bucket.as_mut().map_or(now_ns, |bucket| bucket.ready_at(now_ns, amount))
+        };
+        let when = ready(&mut self.bytes, bytes).max(ready(&mut self.packets, packets));
+        if when > now_ns {
+            return match self.over_limit {
+                OverLimit::Drop => Allowance::Refused,
+                OverLimit::Wait => Allowance::WaitUntil(when),
+            };
+        }
+        for (bucket, amount) in [(&mut self.bytes, bytes), (&mut self.packets, packets)] {
+            if let Some(bucket) = bucket {
+                let _ = bucket.take(now_ns, amount);
+            }
+        }
+        Allowance::Granted
+    }
+}
+
+/// What became of a frame for a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Delivered,
+    /// The ring is full; nothing is counted yet.
+    Full,
+    /// Dropped, and counted.
+    Dropped,
+}
+
+/// A run of deliveries to one port, under one lock. What is delivered is shown to the guest now and then, and at the latest by [`Self::finish`].
+#[must_use]
+pub(crate) struct Batch<'a> {
+    port: &'a Arc<Port>,
+    half: MutexGuard<'a, Option<ReceiveHalf>>,
+    frames: u64,
+    bytes: u64,
+    unpublished_frames: u32,
+    unpublished_bytes: usize,
+    published: bool,
+    fault: Option<RingFault>,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn begin(port: &'a Arc<Port>) -> Self {
+        Batch {
+            port,
+            half: lock(&port.rx),
+            frames: 0,
+            bytes: 0,
+            unpublished_frames: 0,
+            unpublished_bytes: 0,
+            published: false,
+            fault: None,
+        }
+    }
+
+    pub(crate) fn port(&self) -> &'a Arc<Port> {
+        self.port
+    }
+
+    /// Delivers an offload header and a frame.
+    #[inline]
+    pub(crate) fn deliver(&mut self, frame: Parts<'_>, now_ns: u64) -> Outcome {
+        let Some(half) = self.half.as_mut() else { return self.drop_frame(DropReason::Closed) };
+        let length = frame.total().saturating_sub(foraker_abi::net::HEADER_SIZE);
+        if let Some(bucket) = &mut half.bytes {
+            let cost = u64::try_from(length).unwrap_or(u64::MAX);
+            if bucket.ready_at(now_ns, cost) > now_ns {
+                return self.drop_frame(DropReason::RateLimited);
+            }
+        }
+        match half.queue.deliver(frame) {
+            Ok(Delivery::Done) => {}
+            Ok(Delivery::Full) => return Outcome::Full,
+            Ok(Delivery::TooLarge) => return self.drop_frame(DropReason::TooLarge),
+            Err(fault) => {
+                self.fault = Some(fault);
+                *self.half = None;
+                return self.drop_frame(DropReason::Closed);
+            }
+        }
+        if let Some(bucket) = &mut half.bytes {
+            let _ = bucket.take(now_ns, u64::try_from(length).unwrap_or(u64::MAX));
+        }
+        self.frames += 1;
+        self.bytes += u64::try_from(length).unwrap_or(0);
+        self.unpublished_frames += 1;
+        self.unpublished_bytes += length;
+        if self.unpublished_frames >= PUBLISH_FRAMES || self.unpublished_bytes >= PUBLISH_BYTES {
+            self.publish();
+        }
+        Outcome::Delivered
+    }
+
+    /// Counts a frame for this port as dropped.
+    pub(crate) fn drop_frame(&mut self, reason: DropReason) -> Outcome {
+        self.port.counters.rx.drops.count(reason);
+        Outcome::Dropped
+    }
+
+    /// See [`ReceiveQueue::want_doorbell`].
+    #[inline]
+    pub(crate) fn want_doorbell(&mut self, wanted: bool) -> bool {
+        self.half.as_mut().is_some_and(|half| half.queue.want_doorbell(wanted))
+    }
+
+    fn publish(&mut self) {
+        if let Some(half) = self.half.as_mut() {
+            self.published |= half.queue.publish();
+        }
+        self.unpublished_frames = 0;
+        self.unpublished_bytes = 0;
+    }
+
+    /// Shows the guest everything, and notes what is to be raised.
+    pub(crate) fn finish(mut self, notices: &mut Notices) {
+        self.publish();
+        let wanted = self.published && self.half.as_ref().is_some_and(|half| half.queue.interrupt_wanted());
+        if self.frames > 0 {
+            self.port.counters.rx.add(self.frames, self.bytes);
+        }
+        let (port, fault) = (self.port, self.fault);
+        drop(self);
+        if wanted {
+            notices.raise(port, interrupt::NET_RX);
+        }
+        if let Some(fault) = fault {
+            notices.fault(port, fault);
+        }
+    }
+}

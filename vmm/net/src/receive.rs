@@ -1,0 +1,162 @@
+//! The receive ring: frames for a guest, in mergeable buffers.
+
+use std::ptr::NonNull;
+
+use foraker_abi::net::{HEADER_SIZE, MIN_RX_BUFFER};
+use foraker_abi::ring::{DESC_NEXT, DESC_WRITE, Descriptor, QUEUE_SIZE};
+
+use crate::memory::{DeviceMemory, MappedRing};
+use crate::parts::Parts;
+use crate::ring::{FaultKind, Queue, RingFault, SplitQueue};
+
+/// Offset of `num_buffers` in a header.
+const NUM_BUFFERS: usize = HEADER_SIZE - 2;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// It is in the ring; the guest sees it after [`ReceiveQueue::publish`].
+    Done,
+    /// The guest has not given enough buffers. Nothing changed.
+    Full,
+    /// It would not fit if every buffer of the ring were free.
+    TooLarge,
+}
+
+/// The receive ring of one guest.
+#[derive(Debug)]
+pub(crate) struct ReceiveQueue {
+    queue: SplitQueue<MappedRing>,
+    memory: DeviceMemory,
+}
+
+impl ReceiveQueue {
+    pub(crate) fn new(memory: DeviceMemory, ring: MappedRing, completed: u16) -> Self {
+        ReceiveQueue { queue: SplitQueue::new(ring, completed), memory }
+    }
+
+    pub(crate) fn completed(&self) -> u16 {
+        self.queue.completed()
+    }
+
+    /// Puts a frame into the guest's buffers. `num_buffers` of its offload header is set here.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    #[inline]
+    pub(crate) fn deliver(&mut self, frame: Parts<'_>) -> Result<Delivery, RingFault> {
+        self.place(frame).map_err(fault)
+    }
+
+    #[inline]
+    fn place(&mut self, frame: Parts<'_>) -> Result<Delivery, FaultKind> {
+        if self.queue.waiting() == 0 && self.queue.refresh()? == 0 {
+            return Ok(Delivery::Full);
+        }
+        let total = frame.total();
+        let (mut head, first, mut place) = self.buffer(0)?;
+        let mut length = size(&first);
+        if total > length && !self.suffices(total)? {
+            return Ok(if self.queue.waiting() == QUEUE_SIZE { Delivery::TooLarge } else { Delivery::Full });
+        }
+        let mut source = frame.reader();
+        let (header, mut left, mut count) = (place, total, 0_u16);
+        loop {
+            let chunk = left.min(length);
+            // SAFETY: `place` is `length` writable bytes, checked by `buffer`.
+            unsafe { source.copy(place, chunk) };
+            self.queue.set_used(count, head, u32::try_from(chunk).unwrap_or(u32::MAX));
+            left -= chunk;
+            count += 1;
+            if left == 0 {
+                break;
+            }
+            // The guest may have changed its descriptors since their lengths were added up.
+            if count == self.queue.waiting() {
+                return Ok(Delivery::Full);
+            }
+            let (next_head, next, next_place) = self.buffer(count)?;
+            (head, length, place) = (next_head, size(&next), next_place);
+        }
+        // SAFETY: the first buffer has at least `MIN_RX_BUFFER` bytes, so the whole header is in it.
+        let field = unsafe { header.add(NUM_BUFFERS) };
+        // SAFETY: two writable bytes, as above; there is no alignment to rely on.
+        unsafe { field.cast::<[u8; 2]>().write_unaligned(count.to_le_bytes()) };
+        self.queue.complete(count);
+        Ok(Delivery::Done)
+    }
+
+    /// Whether the buffers that wait hold `total` bytes. Their lengths are only an estimate, taken to avoid copying a
+    /// frame in vain: the guest may change them before they are used.
+    fn suffices(&mut self, total: usize) -> Result<bool, FaultKind> {
+        let (mut sum, mut ahead) = (0_usize, 0);
+        loop {
+            if ahead == self.queue.waiting() && self.queue.refresh()? == ahead {
+                return Ok(false);
+            }
+            let (_, descriptor) = self.queue.peek(ahead)?;
+            sum = sum.saturating_add(size(&descriptor));
+            if sum >= total {
+                return Ok(true);
+            }
+            ahead += 1;
+        }
+    }
+
+    /// The buffer that is `ahead` behind the next one, checked.
+    #[inline]
+    fn buffer(&self, ahead: u16) -> Result<(u16, Descriptor, NonNull<u8>), FaultKind> {
+        let (head, descriptor) = self.queue.peek(ahead)?;
+        if descriptor.flags & DESC_WRITE == 0 {
+            return Err(FaultKind::WrongDirection);
+        }
+        if descriptor.flags & DESC_NEXT != 0 {
+            return Err(FaultKind::LongChain(1));
+        }
+        if descriptor.length < MIN_RX_BUFFER {
+            return Err(FaultKind::SmallBuffer(descriptor.length));
+        }
+        let place = self
+            .memory
+            .writable(descriptor.address, descriptor.length)
+            .ok_or(FaultKind::OutsideMemory { address: descriptor.address, length: descriptor.length })?;
+        Ok((head, descriptor, place))
+    }
+
+    /// Shows the guest what was delivered. Returns whether that was anything.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        self.queue.publish()
+    }
+
+    /// Whether the guest wants an interrupt for it.
+    #[inline]
+    pub(crate) fn interrupt_wanted(&self) -> bool {
+        self.queue.interrupt_wanted()
+    }
+
+    /// Asks the guest to ring the doorbell when it gives buffers, or not to. Returns true if it gave some meanwhile.
+    #[inline]
+    pub(crate) fn want_doorbell(&mut self, wanted: bool) -> bool {
+        if wanted {
+            let given = self.queue.waiting();
+            let _ = self.queue.set_looking(false);
+            // A broken index counts as news; the next delivery reports it.
+            self.queue.refresh() != Ok(given)
+        } else {
+            if !self.queue.is_looking() {
+                let _ = self.queue.set_looking(true);
+            }
+            false
+        }
+    }
+}
+
+#[inline]
+fn size(descriptor: &Descriptor) -> usize {
+    usize::try_from(descriptor.length).unwrap_or(usize::MAX)
+}
+
+fn fault(kind: FaultKind) -> RingFault {
+    RingFault { queue: Queue::Receive, kind }
+}

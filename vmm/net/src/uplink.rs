@@ -1,0 +1,457 @@
+//! Moves frames: from the TAP device to the guests, and from a guest to the TAP device, another guest, or nowhere.
+//!
+//! Any thread may call [`Uplink::receive`] and [`Uplink::transmit`], also at the same time; who does, and when, is the caller's policy.
+//! Locks, in order: the reader's, a transmit half, the switch's table (for one look-up), a receive half.
+//!
+//! **A full receive ring.** The frame at hand waits, and what comes behind it stays in the TAP device's queue, as [`crate::patience`] allows;
+//! then frames for that port are dropped and counted until it takes one.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, TryLockError};
+
+use foraker_abi::interrupt;
+use foraker_abi::net::{ETHERNET_HEADER, HEADER_SIZE, MAX_FRAME};
+
+use crate::counters::{Counters, DropReason};
+use crate::frame::{self, ETHERTYPE_IPV4};
+use crate::link::Link;
+use crate::notices::Notices;
+use crate::offload;
+use crate::parts::{Parts, Whole};
+use crate::patience::Patience;
+use crate::pcap::Pcap;
+use crate::port::{Allowance, Batch, Outcome, PUBLISH_BYTES, PUBLISH_FRAMES, Port, TransmitHalf};
+use crate::ring::RingFault;
+use crate::switch::{Route, Switch};
+use crate::tap::Tap;
+use crate::transmit::Outgoing;
+
+/// Bytes of ethernet header and one VLAN-less IP packet beyond the MTU.
+const BOUNCE: usize = HEADER_SIZE + MAX_FRAME + 64;
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing is left to do.
+    #[default]
+    Drained,
+    /// The budget is spent; call again.
+    More,
+    /// Receive only: another thread is at it.
+    Busy,
+    /// Receive only: a guest's receive ring is full, and frames wait for it. Call again when that guest gives buffers (it is
+    /// asked to ring the doorbell) or exits, and at the latest at `until_ns`. Do not poll the TAP device meanwhile: it stays readable.
+    Waiting {
+        /// The guest's [`Port::id`].
+        port: u64,
+        /// Time on the caller's clock.
+        until_ns: u64,
+    },
+    /// Transmit only: the guest is above its limits, and its frames wait in its ring. Call again at `until_ns`.
+    Throttled {
+        /// Time on the caller's clock.
+        until_ns: u64,
+    },
+}
+
+/// What a call did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Frames taken, dropped ones included.
+    pub frames: usize,
+    /// Bytes of them.
+    pub bytes: usize,
+    /// How it ended.
+    pub served: Served,
+}
+
+/// The way between a cell's guests and the host.
+#[derive(Debug)]
+pub struct Uplink<L = Tap> {
+    link: L,
+    switch: Arc<Switch>,
+    pcap: Option<Pcap>,
+    counters: Counters,
+    reader: Mutex<Reader>,
+}
+
+/// What belongs to whoever reads from the TAP device.
+#[derive(Debug)]
+struct Reader {
+    bounce: Box<[u8; BOUNCE]>,
+    /// Bytes of a frame in `bounce` that waits for its port's ring.
+    held: Option<usize>,
+    patience: Patience,
+}
+
+impl Reader {
+    #[inline]
+    fn frame(&self, total: usize) -> &[u8] {
+        self.bounce.get(HEADER_SIZE..total).unwrap_or_default()
+    }
+}
+
+impl<L: Link> Uplink<L> {
+    /// Joins a TAP device (or another link) and a switch. With a capture, every frame is recorded before it is decided upon.
+    #[must_use]
+    pub fn new(link: L, switch: Arc<Switch>, pcap: Option<Pcap>) -> Self {
+        let bounce = vec![0_u8; BOUNCE].into_boxed_slice();
+        let bounce = bounce.try_into().unwrap_or_else(|_| Box::new([0; BOUNCE]));
+        let reader = Reader { bounce, held: None, patience: Patience::new() };
+        Uplink { link, switch, pcap, counters: Counters::default(), reader: Mutex::new(reader) }
+    }
+
+    /// The TAP device, to wait for.
+    #[must_use]
+    pub fn link(&self) -> &L {
+        &self.link
+    }
+
+    /// The switch.
+    #[must_use]
+    pub fn switch(&self) -> &Arc<Switch> {
+        &self.switch
+    }
+
+    /// The capture.
+    #[must_use]
+    pub fn pcap(&self) -> Option<&Pcap> {
+        self.pcap.as_ref()
+    }
+
+    /// Frames read from the host (`rx`) and written to it (`tx`). Drops: of frames that no port answers for.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Takes at most `budget` frames from the TAP device and delivers them. Returns [`Served::Busy`] at once if
+    /// another thread does so already.
+    ///
+    /// `now_ns` is the caller's monotonic clock, for limits and waiting.
+    ///
+    /// # Errors
+    /// The TAP device is off or gone. What was delivered before that stands in `notices`.
+    pub fn receive(&self, budget: usize, now_ns: u64, notices: &mut Notices) -> io::Result<Work> {
+        let mut reader = match self.reader.try_lock() {
+            Ok(reader) => reader,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(Work { served: Served::Busy, ..Work::default() }),
+        };
+        let mut work = Work::default();
+        let result = self.receive_batch(&mut reader, budget, now_ns, notices, &mut work);
+        if work.frames > 0 {
+            self.counters.rx.add(count(work.frames), count(work.bytes));
+        }
+        work.served = result?;
+        Ok(work)
+    }
+
+    fn receive_batch(
+        &self,
+        reader: &mut Reader,
+        budget: usize,
+        now_ns: u64,
+        notices: &mut Notices,
+        work: &mut Work,
+    ) -> io::Result<Served> {
+        let mut total = match reader.held.take() {
+            Some(total) => total,
+            None => match self.read(reader, work)? {
+                Some(total) => total,
+                None => return Ok(Served::Drained),
+            },
+        };
+        loop {
+            let frame = reader.frame(total);
+            match self.switch.route_uplink(frame, frame.len()) {
+                Route::Port(port) => {
+                    match self.receive_run(reader, total, &port, budget, now_ns, notices, work)? {
+                        Run::Next(next) => {
+                            total = next;
+                            continue;
+                        }
+                        Run::End(served) => return Ok(served),
+                    }
+                }
+                Route::Reply(reply) => {
+                    if self.link.send(Whole::new(reply.bytes()).parts()).is_err() {
+                        self.counters.tx.drops.count(DropReason::Uplink);
+                    }
+                }
+                Route::Drop(reason) => self.counters.rx.drops.count(reason),
+                Route::Uplink => self.counters.rx.drops.count(DropReason::UnknownDestination),
+            }
+            if work.frames >= budget {
+                return Ok(Served::More);
+            }
+            match self.read(reader, work)? {
+                Some(next) => total = next,
+                None => return Ok(Served::Drained),
+            }
+        }
+    }
+
+    /// Delivers the frame at hand, and those behind it as long as they go to the same port.
+    #[expect(clippy::too_many_arguments, reason = "one loop in two functions")]
+    fn receive_run(
+        &self,
+        reader: &mut Reader,
+        mut total: usize,
+        port: &Arc<Port>,
+        budget: usize,
+        now_ns: u64,
+        notices: &mut Notices,
+        work: &mut Work,
+    ) -> io::Result<Run> {
+        let mut batch = Batch::begin(port);
+        let run = loop {
+            let whole = Whole::new(reader.bounce.get(..total).unwrap_or_default());
+            let mut outcome = batch.deliver(whole.parts(), now_ns);
+            if outcome == Outcome::Full {
+                let alone = self.switch.ports() == 1;
+                match reader.patience.wait(now_ns, alone) {
+                    None => outcome = batch.drop_frame(DropReason::RingFull),
+                    Some(until_ns) => {
+                        // Buffers that came while the guest was asked to ring make it worth another try.
+                        if batch.want_doorbell(true) {
+                            outcome = batch.deliver(whole.parts(), now_ns);
+                        }
+                        if outcome == Outcome::Full {
+                            reader.held = Some(total);
+                            break Ok(Run::End(Served::Waiting { port: port.id(), until_ns }));
+                        }
+                    }
+                }
+            }
+            if outcome == Outcome::Delivered {
+                reader.patience.progress(now_ns);
+                let _ = batch.want_doorbell(false);
+            }
+            if work.frames >= budget {
+                break Ok(Run::End(Served::More));
+            }
+            match self.read(reader, work) {
+                Ok(Some(next)) => total = next,
+                Ok(None) => break Ok(Run::End(Served::Drained)),
+                Err(e) => break Err(e),
+            }
+            if !self.same_way(batch.port(), reader.frame(total)) {
+                break Ok(Run::Next(total));
+            }
+        };
+        batch.finish(notices);
+        run
+    }
+
+    /// Whether a frame surely goes to this port, as [`Switch::route_uplink`] would say.
+    #[inline]
+    fn same_way(&self, port: &Port, frame: &[u8]) -> bool {
+        !self.switch.is_divided()
+            && frame::ethernet(frame).is_ok_and(|(destination, _, ethertype)| {
+                destination == port.mac() && ethertype == ETHERTYPE_IPV4
+            })
+    }
+
+    /// Reads a frame with its header into the bounce buffer and returns their length.
+    #[inline]
+    fn read(&self, reader: &mut Reader, work: &mut Work) -> io::Result<Option<usize>> {
+        loop {
+            let Some(total) = self.link.receive(reader.bounce.as_mut_slice())? else { return Ok(None) };
+            let length = total.saturating_sub(HEADER_SIZE);
+            work.frames += 1;
+            work.bytes += length;
+            if let Some(pcap) = &self.pcap {
+                pcap.record(length, |to| {
+                    to.copy_from_slice(reader.frame(total).get(..to.len()).unwrap_or_default())
+                });
+            }
+            if (HEADER_SIZE + ETHERNET_HEADER..=HEADER_SIZE + MAX_FRAME).contains(&total) {
+                return Ok(Some(total));
+            }
+            self.counters.rx.drops.count(DropReason::Malformed);
+        }
+    }
+
+    /// Takes at most `budget` frames from a port's transmit ring and sends them on. Waits for another thread that
+    /// does so already: what the guest made available before the call is dealt with when it returns
+    /// [`Served::Drained`].
+    ///
+    /// `now_ns` is the caller's monotonic clock, for limits.
+    pub fn transmit(&self, port: &Arc<Port>, budget: usize, now_ns: u64, notices: &mut Notices) -> Work {
+        let mut work = Work::default();
+        let mut guard = port.lock_transmit();
+        let Some(half) = guard.as_mut() else { return work };
+        let mut sent = Sent::default();
+        match self.transmit_batch(half, port, budget, now_ns, notices, &mut work, &mut sent) {
+            Ok(served) => {
+                work.served = served;
+                sent.published |= half.queue.publish();
+                if sent.published && half.queue.interrupt_wanted() {
+                    notices.raise(port, interrupt::NET_TX);
+                }
+            }
+            Err(fault) => {
+                *guard = None;
+                notices.fault(port, fault);
+            }
+        }
+        if sent.frames > 0 {
+            port.counters().tx.add(sent.frames, sent.bytes);
+            self.counters.tx.add_shared(sent.uplink_frames, sent.uplink_bytes);
+        }
+        work
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the body of the function above, apart for its error's sake"
+    )]
+    fn transmit_batch(
+        &self,
+        half: &mut TransmitHalf,
+        port: &Arc<Port>,
+        budget: usize,
+        now_ns: u64,
+        notices: &mut Notices,
+        work: &mut Work,
+        sent: &mut Sent,
+    ) -> Result<Served, RingFault> {
+        let mut frame = Outgoing::new();
+        let (mut unpublished, mut unpublished_bytes) = (0, 0);
+        loop {
+            if work.frames >= budget {
+                return Ok(Served::More);
+            }
+            if !half.queue.next(&mut frame)? {
+                return Ok(Served::Drained);
+            }
+            match self.send(half, port, &mut frame, now_ns, notices) {
+                Ok(Way::Uplink) => {
+                    sent.add(frame.length());
+                    sent.uplink_frames += 1;
+                    sent.uplink_bytes += count(frame.length());
+                }
+                Ok(Way::Inside) => sent.add(frame.length()),
+                Ok(Way::Throttled(until_ns)) => return Ok(Served::Throttled { until_ns }),
+                Err(reason) => port.counters().tx.drops.count(reason),
+            }
+            half.queue.complete(&frame);
+            work.frames += 1;
+            work.bytes += frame.length();
+            unpublished += 1;
+            unpublished_bytes += frame.length();
+            if unpublished >= PUBLISH_FRAMES || unpublished_bytes >= PUBLISH_BYTES {
+                sent.published |= half.queue.publish();
+                (unpublished, unpublished_bytes) = (0, 0);
+            }
+        }
+    }
+
+    /// Decides on a frame and sends it where it goes.
+    #[inline]
+    fn send(
+        &self,
+        half: &mut TransmitHalf,
+        port: &Arc<Port>,
+        outgoing: &mut Outgoing,
+        now_ns: u64,
+        notices: &mut Notices,
+    ) -> Result<Way, DropReason> {
+        let length = outgoing.length();
+        if let Some(pcap) = &self.pcap {
+            record(pcap, outgoing.parts(&half.queue));
+        }
+        let frame = frame::parse(outgoing.prefix(), length).map_err(|_| DropReason::Malformed)?;
+        let checked = offload::matches(&outgoing.header(), &frame, length).ok_or(DropReason::BadOffload)?;
+        let on_wire = match checked.header.gso_size {
+            0 => length,
+            size => usize::from(checked.header.hdr_len) + usize::from(size),
+        };
+        if on_wire > ETHERNET_HEADER + usize::from(port.mtu()) {
+            return Err(DropReason::TooLarge);
+        }
+        let route = self.switch.route_guest(port, &frame);
+        if let Route::Drop(reason) = route {
+            return Err(reason);
+        }
+        match half.charge(length, checked.segments, now_ns) {
+            Allowance::Granted => {}
+            Allowance::Refused => return Err(DropReason::RateLimited),
+            Allowance::WaitUntil(until_ns) => return Ok(Way::Throttled(until_ns)),
+        }
+        outgoing.set_header(checked.header);
+        match route {
+            Route::Uplink => {
+                self.link.send(outgoing.parts(&half.queue)).map_err(|_| DropReason::Uplink)?;
+                Ok(Way::Uplink)
+            }
+            Route::Port(to) => {
+                deliver(&to, outgoing.parts(&half.queue), now_ns, notices);
+                Ok(Way::Inside)
+            }
+            Route::Reply(reply) => {
+                deliver(port, Whole::new(reply.bytes()).parts(), now_ns, notices);
+                Ok(Way::Inside)
+            }
+            Route::Drop(reason) => Err(reason),
+        }
+    }
+}
+
+/// How a run of frames to one port ended.
+enum Run {
+    /// The frame at hand, of this many bytes with its header, goes elsewhere.
+    Next(usize),
+    End(Served),
+}
+
+/// Which way a frame of a guest took.
+enum Way {
+    Uplink,
+    Inside,
+    Throttled(u64),
+}
+
+/// Totals of a batch.
+#[derive(Default)]
+struct Sent {
+    frames: u64,
+    bytes: u64,
+    uplink_frames: u64,
+    uplink_bytes: u64,
+    published: bool,
+}
+
+impl Sent {
+    fn add(&mut self, bytes: usize) {
+        self.frames += 1;
+        self.bytes += count(bytes);
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+/// Delivers one frame from inside the cell.
+fn deliver(to: &Arc<Port>, frame: Parts<'_>, now_ns: u64, notices: &mut Notices) {
+    let mut batch = Batch::begin(to);
+    if batch.deliver(frame, now_ns) == Outcome::Full {
+        let _ = batch.drop_frame(DropReason::RingFull);
+    }
+    batch.finish(notices);
+}
+
+#[cold]
+fn record(pcap: &Pcap, frame: Parts<'_>) {
+    pcap.record(frame.total().saturating_sub(HEADER_SIZE), |to| {
+        let mut reader = frame.reader();
+        let mut header = [0_u8; HEADER_SIZE];
+        // SAFETY: an array of that size.
+        unsafe { reader.copy(NonNull::from(&mut header).cast(), HEADER_SIZE) };
+        // SAFETY: a slice.
+        unsafe { reader.copy(NonNull::from(&mut *to).cast(), to.len()) };
+    });
+}
