@@ -27,11 +27,12 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Finds them beside this program and in the workspace's target folder; builds them first if `build`.
+    /// Finds them beside this program and in the workspace's target folder, or the images in `images`; builds them first
+    /// if `build`.
     ///
     /// # Errors
     /// When a build fails or a file is missing.
-    pub fn find(build: bool) -> Result<Artifacts> {
+    pub fn find(build: bool, images: Option<PathBuf>) -> Result<Artifacts> {
         let program = env::current_exe().context("cannot find this program's file")?;
         let folder = program.parent().context("this program stands in no folder")?;
         let root =
@@ -63,7 +64,7 @@ impl Artifacts {
         Ok(Artifacts {
             vmm: folder.join("vmm"),
             floor: folder.join("bench-floor"),
-            images: root.join("target/images"),
+            images: images.unwrap_or_else(|| root.join("target/images")),
         })
     }
 

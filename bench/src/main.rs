@@ -1,7 +1,7 @@
 //! `bench`: runs benchmarks and prints their figures. See the library's documentation for the method.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +31,9 @@ struct Options {
     /// Use the command and the images as they are, without building them first.
     #[arg(long)]
     no_build: bool,
+    /// Folder of the images, if not the one that `cargo xtask images` writes to.
+    #[arg(long, value_name = "FOLDER", requires = "no_build")]
+    images: Option<PathBuf>,
     /// Print what there is.
     #[arg(long)]
     list: bool,
@@ -60,8 +63,11 @@ fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     let suites = chosen(&options.ids)?;
-    let artifacts =
-        suites.iter().any(|s| s.guests).then(|| Artifacts::find(!options.no_build)).transpose()?;
+    let artifacts = suites
+        .iter()
+        .any(|s| s.guests)
+        .then(|| Artifacts::find(!options.no_build, options.images.clone()))
+        .transpose()?;
     let runs = options.runs.map_or(if options.quick { 3 } else { 5 }, usize::from);
     let mut session = Session {
         runs,

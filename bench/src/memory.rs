@@ -107,7 +107,8 @@ fn settled_kib() -> Result<i64> {
 /// what KVM takes of them (its debug files) cannot be reclaimed while the VM lives.
 fn used_kib() -> Result<i64> {
     // Counts are kept per processor and gathered once a second, unless somebody asks.
-    fs::read("/proc/sys/vm/stat_refresh").context("/proc/sys/vm/stat_refresh (memory is measured as root)")?;
+    fs::read("/proc/sys/vm/stat_refresh")
+        .context("/proc/sys/vm/stat_refresh (memory is measured as root)")?;
     let machine = Fields::read("/proc/meminfo")?;
     let this = Fields::read("/proc/self/status")?;
     let free = machine.get("MemFree")? + private_lists_kib()?;
@@ -121,7 +122,8 @@ fn used_kib() -> Result<i64> {
 /// KiB of free pages in the processors' private lists.
 fn private_lists_kib() -> Result<i64> {
     let zones = fs::read_to_string("/proc/zoneinfo").context("/proc/zoneinfo")?;
-    let pages = zones.lines().filter_map(|line| line.trim().strip_prefix("count:")?.trim().parse::<i64>().ok());
+    let pages =
+        zones.lines().filter_map(|line| line.trim().strip_prefix("count:")?.trim().parse::<i64>().ok());
     Ok(pages.sum::<i64>() * 4)
 }
 
@@ -139,7 +141,9 @@ impl Fields {
     fn get(&self, name: &str) -> Result<i64> {
         self.text
             .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok())
+            .find_map(|line| {
+                line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok()
+            })
             .with_context(|| format!("{} has no {name}", self.file))
     }
 }

@@ -99,7 +99,8 @@ mod tests {
     use super::*;
 
     fn trace(points: &[(u64, u32)]) -> Result<Trace> {
-        let record = |(time, kind): &(u64, u32)| [&time.to_le_bytes()[..], &kind.to_le_bytes(), &[0; 4]].concat();
+        let record =
+            |(time, kind): &(u64, u32)| [&time.to_le_bytes()[..], &kind.to_le_bytes(), &[0; 4]].concat();
         Trace::parse(&points.iter().flat_map(record).collect::<Vec<u8>>())
     }
 

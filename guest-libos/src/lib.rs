@@ -25,6 +25,7 @@ pub mod console;
 mod core_local;
 pub mod cores;
 pub mod heap;
+pub mod http;
 pub mod hypercall;
 pub mod interrupt;
 pub mod logger;

@@ -31,7 +31,14 @@ pub fn run(session: &mut Session) -> Result<()> {
             guest.stop()?;
             baseline.push(wrk::load(&server.url(turn, path), CONNECTIONS, session.seconds)?.per_second);
         }
-        (session.report)(&Figure::against("D3", size.to_string(), "1/s", &value, "native epoll", &baseline)?)?;
+        (session.report)(&Figure::against(
+            "D3",
+            size.to_string(),
+            "1/s",
+            &value,
+            "native epoll",
+            &baseline,
+        )?)?;
     }
     Ok(())
 }

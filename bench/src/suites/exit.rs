@@ -36,7 +36,10 @@ pub fn run(session: &mut Session) -> Result<()> {
             let ns: f64 = line.1.trim().parse().with_context(|| format!("no number: {line:?}"))?;
             value.push(ns / 1000.0);
         }
-        ensure!(value.len() == before + BATCHES, "the guest reported other than {BATCHES} results:\n{console}");
+        ensure!(
+            value.len() == before + BATCHES,
+            "the guest reported other than {BATCHES} results:\n{console}"
+        );
         for _ in 0..BATCHES {
             baseline.push(floor_round_trip(&mut instance)?);
         }

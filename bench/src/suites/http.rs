@@ -39,7 +39,8 @@ pub fn run(session: &mut Session) -> Result<()> {
     let server = native_twin(session, &namespace, &[DOCUMENT.to_owned()])?;
     let mut worst: Option<Samples> = None;
     for connections in CONNECTIONS {
-        let (mut value, mut baseline, mut exits) = (Samples::default(), Samples::default(), Samples::default());
+        let (mut value, mut baseline, mut exits) =
+            (Samples::default(), Samples::default(), Samples::default());
         for turn in 0..session.runs {
             let guest = launch(session)?;
             let load = wrk::load(&url(&guest, DOCUMENT), connections, session.seconds)?;

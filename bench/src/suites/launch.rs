@@ -55,7 +55,14 @@ fn whole_process(session: &mut Session) -> Result<()> {
         value.push(process::whole(&artifacts.vmm, &["launch", &hello])?);
         baseline.push(process::whole(&artifacts.floor, &[])?);
     }
-    (session.report)(&Figure::against("launch", "whole_process", "us", &value, "raw floor program", &baseline)?)
+    (session.report)(&Figure::against(
+        "launch",
+        "whole_process",
+        "us",
+        &value,
+        "raw floor program",
+        &baseline,
+    )?)
 }
 
 fn memory_of_idle(session: &mut Session) -> Result<()> {

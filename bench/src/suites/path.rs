@@ -39,7 +39,8 @@ pub fn run(session: &mut Session) -> Result<()> {
     let (mut share, mut whole, mut native) = (Samples::default(), Samples::default(), Samples::default());
     for _ in 0..session.runs {
         let ways = guest_run(session)?;
-        let micros = |ticks: fn(&Way) -> u64| -> Samples { ways.iter().map(|w| ticks(w) as f64 / scale).collect() };
+        let micros =
+            |ticks: fn(&Way) -> u64| -> Samples { ways.iter().map(|w| ticks(w) as f64 / scale).collect() };
         share.push(micros(|w| w.vmm + w.crossing).median().context("no clear echo")?);
         whole.push(micros(|w| w.whole).median().context("no clear echo")?);
         native.push(echo::median_round_trip(&mut Client::connect(namespace.address())?)?);
@@ -70,6 +71,10 @@ fn traced_echoes(session: &mut Session, file: &std::path::Path) -> Result<Vec<Wa
     };
     let ways: Vec<Way> = echoes.windows(2).filter_map(clear).collect();
     let unclear = echoes.len() - 1 - ways.len();
-    ensure!(unclear * 100 <= echoes.len() * MOST_UNCLEAR, "{unclear} of {} echoes are not clear", echoes.len());
+    ensure!(
+        unclear * 100 <= echoes.len() * MOST_UNCLEAR,
+        "{unclear} of {} echoes are not clear",
+        echoes.len()
+    );
     Ok(ways)
 }

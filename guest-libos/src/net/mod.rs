@@ -13,6 +13,7 @@ mod neighbors;
 mod ping;
 mod ring;
 mod stack;
+mod stamps;
 mod tcp;
 mod udp;
 
@@ -24,6 +25,7 @@ pub use dns::{Family, resolve, resolve_all};
 pub use error::Error;
 pub use nal::Network;
 pub use ping::ping;
+pub use stamps::{Stamps, enable_stamps, stamps};
 pub use tcp::{Config, TcpListener, TcpStream};
 pub use udp::UdpSocket;
 

@@ -192,6 +192,7 @@ impl Receiver {
             self.burst = 0;
             return None;
         }
+        super::stamps::received();
         let first = self.ring.element(0);
         let id = first.id as usize;
         if id >= usize::from(self.count) {
@@ -416,7 +417,10 @@ impl Transmitter {
     /// Shows the VMM the frames.
     #[inline]
     pub(crate) fn publish(&mut self) {
-        self.unsent |= self.ring.publish();
+        if self.ring.publish() {
+            self.unsent = true;
+            super::stamps::sent();
+        }
     }
 
     /// Whether frames were published since the last doorbell, and the VMM asks for one.

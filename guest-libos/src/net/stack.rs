@@ -22,7 +22,7 @@ use foraker_abi::net::{DATA_VALID, NEEDS_CSUM};
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::socket::{dns, tcp};
+use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
@@ -414,7 +414,8 @@ impl Stack {
                     self.time_wait.push_back(id as u32);
                     if self.time_wait.len() > TIME_WAIT
                         && let Some(oldest) = self.time_wait.pop_front()
-                        && self.flows.get(oldest as usize).is_some_and(|flow| flow.time_wait)
+                        && let Some(flow) = self.flows.get_mut(oldest as usize)
+                        && core::mem::replace(&mut flow.time_wait, false)
                     {
                         self.remove(oldest as usize);
                     }

@@ -8,14 +8,16 @@ use alloc::vec::Vec;
 use async_task::Runnable;
 use core::cell::{Cell, RefCell};
 use core::future::Future;
+use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::Waker;
+use core::task::{Context, Poll, Waker};
+use slab::Slab;
 
 struct Executor {
     ready: RefCell<VecDeque<Runnable>>,
     timers: RefCell<Timers<Option<Waker>>>,
     stop: Cell<bool>,
-    stop_wakers: RefCell<Vec<Waker>>,
+    stop_wakers: RefCell<Slab<Waker>>,
     statistics: Cell<Statistics>,
 }
 
@@ -37,7 +39,7 @@ core_local! {
         ready: RefCell::new(VecDeque::new()),
         timers: RefCell::new(Timers::new()),
         stop: Cell::new(false),
-        stop_wakers: RefCell::new(Vec::new()),
+        stop_wakers: RefCell::new(Slab::new()),
         statistics: Cell::new(Statistics { polls: 0, rounds: 0, idles: 0, looks: 0 }),
     };
 }
@@ -104,10 +106,10 @@ where
 {
     crate::logger::init(log::LevelFilter::Info);
     let mut main = core::pin::pin!(spawn(main));
-    let mut context = core::task::Context::from_waker(Waker::noop());
+    let mut context = Context::from_waker(Waker::noop());
     loop {
         // The handle is only looked at: the loop goes on by itself until the task is done.
-        if let core::task::Poll::Ready(output) = main.as_mut().poll(&mut context) {
+        if let Poll::Ready(output) = main.as_mut().poll(&mut context) {
             // What was sent last, the last answers of a server that stops, still has to leave.
             crate::net::flush();
             return output;
@@ -120,7 +122,7 @@ where
 const BATCH: usize = 256;
 
 /// One round: interrupts, frames received, timers, tasks, frames sent, and idling if nothing remains to do.
-fn round() {
+pub(crate) fn round() {
     let now = crate::now();
     interrupts();
     let more_frames = crate::net::receive(now);
@@ -151,7 +153,7 @@ fn interrupts() {
     if bits & crate::interrupt::STOP != 0 {
         EXECUTOR.with(|executor| {
             executor.stop.set(true);
-            executor.stop_wakers.take().into_iter().for_each(Waker::wake);
+            executor.stop_wakers.borrow().iter().for_each(|(_, waker)| waker.wake_by_ref());
         });
     }
 }
@@ -229,17 +231,47 @@ pub(crate) fn stop_requested() -> bool {
     EXECUTOR.with(|executor| executor.stop.get())
 }
 
-/// Whether a stop was requested; if not, `waker` is woken when it is.
-pub(crate) fn on_stop(waker: &Waker) -> bool {
-    EXECUTOR.with(|executor| {
-        if !executor.stop.get() {
-            let mut wakers = executor.stop_wakers.borrow_mut();
-            if !wakers.iter().any(|known| known.will_wake(waker)) {
-                wakers.push(waker.clone());
+/// Done when the VMM has asked the guest to end itself soon. Thousands may wait for it.
+#[derive(Debug, Default)]
+pub struct Shutdown {
+    slot: Option<usize>,
+}
+
+impl Shutdown {
+    pub(super) const fn new() -> Self {
+        Shutdown { slot: None }
+    }
+}
+
+impl Future for Shutdown {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        EXECUTOR.with(|executor| {
+            if executor.stop.get() {
+                return Poll::Ready(());
             }
+            let mut wakers = executor.stop_wakers.borrow_mut();
+            match self.slot {
+                None => self.slot = Some(wakers.insert(context.waker().clone())),
+                Some(slot) => {
+                    if !wakers[slot].will_wake(context.waker()) {
+                        wakers[slot] = context.waker().clone();
+                    }
+                }
+            }
+            Poll::Pending
+        })
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            let waker = EXECUTOR.with(|executor| executor.stop_wakers.borrow_mut().remove(slot));
+            drop(waker);
         }
-        executor.stop.get()
-    })
+    }
 }
 
 /// A timer of the executor.

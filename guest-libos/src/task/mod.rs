@@ -9,11 +9,13 @@ mod join;
 mod sleep;
 pub(crate) mod timers;
 
-pub use executor::{run, spawn, statistics, Statistics};
+pub use executor::{Shutdown, Statistics, run, spawn, statistics};
 pub use join::JoinHandle;
 pub use sleep::{Elapsed, Sleep, sleep, sleep_until, timeout};
 
-pub(crate) use executor::{on_stop, stop_requested};
+use executor::stop_requested;
+#[cfg(test)]
+pub(crate) use executor::round;
 pub use embassy_futures::{join as joining, select as selecting};
 pub use embassy_futures::join::{join, join3};
 pub use embassy_futures::select::{Either, Either3, select, select3, select_slice};
@@ -34,9 +36,10 @@ pub async fn yield_now() {
     .await;
 }
 
-/// Comes true when the VMM has asked the guest to end itself soon (interrupt `STOP`), at once if it has before.
-pub async fn shutdown_requested() {
-    poll_fn(|context| if on_stop(context.waker()) { Poll::Ready(()) } else { Poll::Pending }).await;
+/// Is done when the VMM has asked the guest to end itself soon (interrupt `STOP`), at once if it has before.
+#[must_use]
+pub const fn shutdown_requested() -> Shutdown {
+    Shutdown::new()
 }
 
 /// Whether the VMM has asked the guest to end itself soon.

@@ -46,6 +46,7 @@ impl<T> Timers<T> {
         &mut self.entries[key].value
     }
 
+    #[cfg(test)]
     pub(crate) fn deadline(&self, key: Key) -> u64 {
         self.entries[key].deadline
     }

@@ -2,15 +2,19 @@
 //!
 //! - `probe hypercall BATCHES CALLS`: round trip of a hypercall that does nothing; one line for each batch.
 //! - `probe idle`: says so, and then rests until it is asked to stop: what a live idle guest costs.
+//! - `probe net`: TCP that is read and discarded (port 5001), TCP that is written for ever (5002), UDP echoes with time
+//!   stamps (5003), until it is asked to stop.
 #![no_std]
 #![no_main]
 
+mod network;
+
 use guest_libos::time::Instant;
-use guest_libos::{args, hypercall, interrupt, println};
+use guest_libos::{args, hypercall, interrupt, println, task};
 
 guest_libos::entry!(main, net: true);
 
-const USAGE: &str = "usage: probe hypercall BATCHES CALLS | idle";
+const USAGE: &str = "usage: probe hypercall BATCHES CALLS | idle | net";
 
 fn main() -> Result<(), &'static str> {
     let mut arguments = args().skip(1);
@@ -28,6 +32,7 @@ fn main() -> Result<(), &'static str> {
             }
             Ok(())
         }
+        Some("net") => task::run(network::serve()).map_err(|_| "the network cannot be used"),
         _ => Err(USAGE),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
-use foraker_abi::{layout, note};
+use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
 use foraker_machine::{Host, HostError, Machine, MachineError, Start};
 use foraker_memory::{Arena, GuestMemory, MemoryError};
@@ -105,6 +105,30 @@ impl LoadedImage {
     /// The file cannot be read or is not an image, or the host has no memory.
     pub fn open(path: &Path) -> Result<Arc<LoadedImage>, CellError> {
         let image = Image::open(path)?;
+        let shared = Arc::new(foraker_memory::Shared::new(&image)?);
+        Ok(Arc::new(LoadedImage { image, shared }))
+    }
+
+    /// An image of a few instructions that ends with status 42: shows that guests run.
+    ///
+    /// # Errors
+    /// The host has no memory.
+    pub fn smallest() -> Result<Arc<LoadedImage>, CellError> {
+        // mov edi, 42; mov eax, TERMINATE; out PORT, al
+        let code = [0xbf, 42, 0, 0, 0, 0xb8, hypercall::TERMINATE.to_le_bytes()[0], 0, 0, 0, 0xe6, hypercall::PORT];
+        let text = foraker_image::Segment {
+            address: layout::IMAGE_BASE,
+            size: layout::PAGE_SIZE,
+            content: code.to_vec(),
+            rights: foraker_image::Rights::Execute,
+        };
+        let image = Image {
+            entry: layout::IMAGE_BASE,
+            note: note::Descriptor::default(),
+            manifest: None,
+            segments: vec![text],
+            path: None,
+        };
         let shared = Arc::new(foraker_memory::Shared::new(&image)?);
         Ok(Arc::new(LoadedImage { image, shared }))
     }
@@ -326,8 +350,11 @@ impl Cell {
         let strings = std::iter::once(&spec.name).chain(&spec.arguments).chain(&spec.environment);
         let size = memory.write_boot(strings.map(String::as_str))?;
         let mut random = [0u8; 40];
-        getrandom::fill(&mut random)
-            .map_err(|e| CellError::Os("no random numbers", std::io::Error::other(e.to_string())))?;
+        // SAFETY: the buffer is valid for the call. So few bytes come whole once the host has any randomness.
+        let got = unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
+        if usize::try_from(got) != Ok(random.len()) {
+            return Err(CellError::Os("no random numbers", std::io::Error::last_os_error()));
+        }
         let (entropy, incarnation) = random.split_at(32);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let plan = memory.plan();

@@ -61,7 +61,7 @@ impl Clock {
         if ticks > u64::MAX / 2 {
             return 0;
         }
-        let product = u128::from(ticks) * u128::from(self.multiplier) >> 32;
+        let product = (u128::from(ticks) * u128::from(self.multiplier)) >> 32;
         u64::try_from(product).unwrap_or(u64::MAX)
     }
 

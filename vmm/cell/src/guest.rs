@@ -266,7 +266,7 @@ impl VirtualCore {
     /// Puts the core to rest in its slot unless an interrupt is pending or the guest has ended. Gives it back if so.
     pub(crate) fn park(self: Box<Self>) -> Option<Box<Self>> {
         let guest = Arc::clone(&self.guest);
-        let Some(slot) = guest.cores.get(self.index as usize) else { return None };
+        let slot = guest.cores.get(self.index as usize)?;
         let control = guest.memory.control(self.index);
         let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
         if guest.has_ended() {

@@ -15,7 +15,6 @@
 //!
 //! Lock order: a core's slot, then a run queue, then whatever is a leaf (console, end events).
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests"))]
 
 pub mod cell;
 pub mod clock;
@@ -28,6 +27,7 @@ mod worker;
 
 pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
 pub use foraker_image::symbols;
+pub use foraker_net::trace;
 pub use guest::Guest;
 pub use network::Service;
 pub use report::{Cause, CounterValues, End, Fault};

@@ -174,7 +174,7 @@ impl Worker {
                 break None;
             }
             if let Err(fault) = deliver_upcall(&mut vcore) {
-                guest.fault(fault);
+                guest.fault(*fault);
                 break None;
             }
             let others_wait = self.mine().waiting() > 0;
@@ -353,7 +353,7 @@ pub(crate) fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
 }
 
 /// Enters the guest at its handler if it wants that and an interrupt it waits for is pending.
-fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Fault> {
+fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Box<Fault>> {
     let guest = Arc::clone(&vcore.guest);
     let control = guest.memory.control(vcore.index);
     if control.upcall_enabled.load(Ordering::Relaxed) != 1
@@ -371,7 +371,7 @@ fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Fault> {
     let in_space = (IMAGE_BASE..guest.memory.plan().memory_end).contains(&handler);
     if !in_space || !guest.memory.write(stack, &frame) {
         let cause = Cause::Upcall(if in_space { stack } else { handler });
-        return Err(Fault { cause, core: vcore.index, rip: registers.rip, registers });
+        return Err(Box::new(Fault { cause, core: vcore.index, rip: registers.rip, registers }));
     }
     vcore.core.divert(handler, stack);
     Ok(())

@@ -67,6 +67,9 @@ pub(crate) struct CellOptions {
     /// Record every frame in a file for Wireshark or tcpdump
     #[arg(long, value_name = "FILE")]
     pub(crate) pcap: Option<PathBuf>,
+    /// Record in a file when frames pass each point of the VMM, for the benchmarks
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub(crate) trace: Option<PathBuf>,
     /// Who serves the rings
     #[arg(long, value_enum, default_value_t = Service::Auto)]
     pub(crate) service: Service,

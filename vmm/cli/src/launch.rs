@@ -1,6 +1,8 @@
 //! `vmm launch`: one cell in the foreground.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufWriter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::{logger, manifest, report};
 
 /// How long guests may take to end themselves after the first Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
+/// Most points of a trace: 16 MiB of records.
+const TRACE_POINTS: usize = 1 << 20;
 /// Status after a second Ctrl-C.
 const STATUS_FORCED: u8 = 130;
 /// Address space of the arena beyond what the guests need.
@@ -56,7 +60,8 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     }
 
     let cores: usize = specs.iter().map(|s| s.cores as usize).sum();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // Asked only when it matters: the answer takes a walk through the control groups' files.
+    let processors = if cores > 1 { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
     let network = specs.iter().any(|s| s.network.is_some()).then(|| NetworkConfig {
         tap: launch.cell.tap.clone(),
         subnet: launch.cell.subnet,
@@ -70,6 +75,14 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     if network.is_none() && (launch.cell.tap.is_some() || launch.cell.pcap.is_some()) {
         bail!("no guest has a network, so --tap and --pcap have nothing to do: add --net");
     }
+    let trace = match &launch.cell.trace {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
+            foraker_cell::trace::start(TRACE_POINTS);
+            Some(file)
+        }
+        None => None,
+    };
     let mut cell = Cell::new(&Config {
         workers: launch.cell.workers.unwrap_or(processors.min(cores)),
         arena: specs.iter().map(|s| s.memory).fold(ARENA_SLACK, u64::saturating_add),
@@ -104,6 +117,12 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let deadline = launch.cell.timeout.map(|t| started + t);
     let forced = wait(&cell, &guests, &signals, deadline);
     cell.stop();
+    if let Some(file) = trace {
+        let dropped = foraker_cell::trace::write(BufWriter::new(file)).context("cannot write the trace")?;
+        if dropped > 0 {
+            log::warn!("the trace holds {TRACE_POINTS} points; {dropped} more were left out");
+        }
+    }
     let image_of = |g: &Guest| specs.iter().find(|s| s.name == g.name).and_then(|s| s.image.path());
     let reports: Vec<_> = guests.iter().map(|g| report::of_guest(g, image_of(g))).collect();
     let failed = reports.iter().map(report::GuestReport::process_status).find(|s| *s != 0).unwrap_or(0);
@@ -193,4 +212,11 @@ fn spec(
         immediate: o.immediate,
         image,
     })
+}
+
+/// Waits until a descriptor is readable, at most so many milliseconds.
+pub(crate) fn wait_readable(fd: i32, milliseconds: i32) {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid structure for the call.
+    unsafe { libc::poll(&raw mut entry, 1, milliseconds) };
 }

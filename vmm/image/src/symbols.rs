@@ -18,13 +18,18 @@ pub struct Location {
 pub fn locate(path: &Path, address: u64) -> Option<Location> {
     let loader = addr2line::Loader::new(path).ok()?;
     let mut found = Location::default();
-    if let Ok(mut frames) = loader.find_frames(address)
-        && let Ok(Some(frame)) = frames.next()
-    {
-        found.function = frame.function.and_then(|f| f.demangle().ok().map(std::borrow::Cow::into_owned));
-        if let Some(place) = frame.location {
-            found.file = place.file.map(str::to_owned);
-            found.line = place.line;
+    if let Ok(mut frames) = loader.find_frames(address) {
+        // From the innermost inlined function outwards: the first that is not of the standard library, else the innermost.
+        let mut chosen = false;
+        while let Ok(Some(frame)) = frames.next() {
+            let file = frame.location.as_ref().and_then(|l| l.file).unwrap_or_default();
+            let own = !file.starts_with("/rustc/") && !file.contains("/library/core/");
+            if found == Location::default() || own && !chosen {
+                chosen = own;
+                found.function = frame.function.and_then(|f| f.demangle().ok().map(std::borrow::Cow::into_owned));
+                found.file = frame.location.as_ref().and_then(|l| l.file).map(str::to_owned);
+                found.line = frame.location.as_ref().and_then(|l| l.line);
+            }
         }
     }
     if found.function.is_none() {

@@ -145,6 +145,6 @@ fn supervisor() -> Vec<(u64, Vec<u8>)> {
 }
 
 const _: () = {
-    assert!(TASK_STATE + IO_BITMAP == TASK_STATE_LIMIT as u64 && TASK_STATE_LIMIT < TASK_STATE_SIZE as u32);
+    assert!(TASK_STATE + IO_BITMAP == TASK_STATE_LIMIT as u64 && (TASK_STATE_LIMIT as u64) < TASK_STATE_SIZE);
     assert!(FAULT_STUB_SIZE == 16 && PAGE_SIZE == 4096);
 };

@@ -101,6 +101,7 @@ pub mod reply;
 pub mod ring;
 pub mod switch;
 pub mod tap;
+pub mod trace;
 mod transmit;
 mod uplink;
 

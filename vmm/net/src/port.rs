@@ -20,6 +20,7 @@ use crate::notices::Notices;
 use crate::parts::Parts;
 use crate::receive::{Delivery, ReceiveQueue};
 use crate::ring::RingFault;
+use crate::trace::{self, Point};
 use crate::transmit::TransmitQueue;
 
 /// Frames after which a batch shows the guest what it has done so far, so that the guest works in parallel.
@@ -350,7 +351,10 @@ impl<'a> Batch<'a> {
 
     fn publish(&mut self) {
         if let Some(half) = self.half.as_mut() {
-            self.published |= half.queue.publish();
+            if half.queue.publish() {
+                self.published = true;
+                trace::pass(Point::Published, self.unpublished_bytes);
+            }
         }
         self.unpublished_frames = 0;
         self.unpublished_bytes = 0;

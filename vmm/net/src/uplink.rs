@@ -25,6 +25,7 @@ use crate::port::{Allowance, Batch, Outcome, PUBLISH_BYTES, PUBLISH_FRAMES, Port
 use crate::ring::RingFault;
 use crate::switch::{Route, Switch};
 use crate::tap::Tap;
+use crate::trace::{self, Point};
 use crate::transmit::Outgoing;
 
 /// Bytes of ethernet header and one VLAN-less IP packet beyond the MTU.
@@ -260,6 +261,7 @@ impl<L: Link> Uplink<L> {
         loop {
             let Some(total) = self.link.receive(reader.bounce.as_mut_slice())? else { return Ok(None) };
             let length = total.saturating_sub(HEADER_SIZE);
+            trace::pass(Point::TapRead, length);
             work.frames += 1;
             work.bytes += length;
             if let Some(pcap) = &self.pcap {
@@ -327,6 +329,7 @@ impl<L: Link> Uplink<L> {
             if !half.queue.next(&mut frame)? {
                 return Ok(Served::Drained);
             }
+            trace::pass(Point::Taken, frame.length());
             match self.send(half, port, &mut frame, now_ns, notices) {
                 Ok(Way::Uplink) => {
                     sent.add(frame.length());
@@ -384,6 +387,7 @@ impl<L: Link> Uplink<L> {
         outgoing.set_header(checked.header);
         match route {
             Route::Uplink => {
+                trace::pass(Point::TapWrite, length);
                 self.link.send(outgoing.parts(&half.queue)).map_err(|_| DropReason::Uplink)?;
                 Ok(Way::Uplink)
             }

@@ -43,7 +43,7 @@ impl Lab {
         Lab { switch, guests }
     }
 
-    fn from_guest(&self, guest: usize, bytes: &[u8]) -> Result<Route, Malformed> {
+    fn sent_by(&self, guest: usize, bytes: &[u8]) -> Result<Route, Malformed> {
         let frame = frame::parse(&bytes[..bytes.len().min(MAX_HEADERS)], bytes.len())?;
         Ok(self.switch.route_guest(&self.guests[guest].1, &frame))
     }
@@ -112,9 +112,9 @@ fn udp_to_the_host_and_to_another_guest() {
     for divided in [false, true] {
         let lab = Lab::new(divided);
         let out = udp(lab.address(0), HOST, (1, 2), b"x");
-        assert!(matches!(lab.from_guest(0, &out), Ok(Route::Uplink)));
+        assert!(matches!(lab.sent_by(0, &out), Ok(Route::Uplink)));
         let across = udp(lab.address(0), lab.address(1), (1, 2), b"x");
-        assert!(matches!(lab.from_guest(0, &across), Ok(Route::Port(port)) if port.id() == 3));
+        assert!(matches!(lab.sent_by(0, &across), Ok(Route::Port(port)) if port.id() == 3));
         let back = udp(HOST, lab.address(1), (1, 2), b"x");
         assert!(matches!(lab.switch.route_uplink(&back, back.len()), Route::Port(port) if port.id() == 3));
     }
@@ -148,7 +148,7 @@ fn forged_sources_are_refused() {
         discovery(137, own6, v6(2)),
     ];
     for bytes in &forged {
-        let route = lab.from_guest(0, bytes).expect("well formed");
+        let route = lab.sent_by(0, bytes).expect("well formed");
         assert_eq!(dropped(&route), Some(DropReason::ForgedSource), "{bytes:02x?}");
     }
 }
@@ -166,7 +166,7 @@ fn networks_are_apart_also_through_the_host() {
         ipv6((two.0, HOST_MAC), two.0.link_local(), four.0.link_local(), 17, 64, &[0; 8]),
         solicitation((two.0, v6(2)), v6(4)),
     ] {
-        let route = lab.from_guest(0, &bytes).expect("well formed");
+        let route = lab.sent_by(0, &bytes).expect("well formed");
         assert_eq!(dropped(&route), Some(DropReason::Isolated), "{bytes:02x?}");
     }
     let routed = udp((HOST_MAC, two.1), four, (1, 2), b"");
@@ -188,8 +188,8 @@ fn arp_is_answered_by_the_switch() {
         let Packet::Arp(arp) = answer.packet else { panic!("{answer:?}") };
         assert_eq!((arp.request, arp.sender_mac, arp.sender, arp.target), (false, owner.0, owner.1, asker.1));
     };
-    check(asked(lab.from_guest(0, &arp(true, two, (Mac::default(), HOST4))).expect("good")), HOST, two);
-    check(asked(lab.from_guest(0, &arp(true, two, (Mac::default(), three.1))).expect("good")), three, two);
+    check(asked(lab.sent_by(0, &arp(true, two, (Mac::default(), HOST4))).expect("good")), HOST, two);
+    check(asked(lab.sent_by(0, &arp(true, two, (Mac::default(), three.1))).expect("good")), three, two);
     let from_host = arp(true, HOST, (Mac::default(), three.1));
     check(asked(lab.switch.route_uplink(&from_host, from_host.len())), three, HOST);
     // Also when it checks a neighbour that it knows, by unicast.
@@ -203,7 +203,7 @@ fn arp_is_answered_by_the_switch() {
         (arp(true, two, two), DropReason::NotForwarded),
         (arp(false, two, three), DropReason::NotForwarded),
     ] {
-        assert_eq!(dropped(&lab.from_guest(0, &bytes).expect("good")), Some(reason));
+        assert_eq!(dropped(&lab.sent_by(0, &bytes).expect("good")), Some(reason));
     }
 }
 
@@ -222,20 +222,15 @@ fn neighbour_discovery_is_answered_by_the_switch() {
         assert_eq!(bytes[80..86], owner.0);
         assert_eq!(icmpv6_sum(bytes), 0);
     };
-    answer(lab.from_guest(0, &solicitation((two, v6(2)), HOST6)).expect("good"), HOST_MAC, HOST6, true);
-    answer(lab.from_guest(0, &solicitation((two, v6(2)), v6(3))).expect("good"), three, v6(3), false);
+    answer(lab.sent_by(0, &solicitation((two, v6(2)), HOST6)).expect("good"), HOST_MAC, HOST6, true);
+    answer(lab.sent_by(0, &solicitation((two, v6(2)), v6(3))).expect("good"), three, v6(3), false);
     let local = three.link_local();
-    answer(
-        lab.from_guest(0, &solicitation((two, two.link_local()), local)).expect("good"),
-        three,
-        local,
-        false,
-    );
+    answer(lab.sent_by(0, &solicitation((two, two.link_local()), local)).expect("good"), three, local, false);
     let from_host = solicitation((HOST_MAC, HOST6), v6(3));
     answer(lab.switch.route_uplink(&from_host, from_host.len()), three, v6(3), false);
     // Duplicate address detection, from "::".
     let probe = solicitation((two, Ipv6Addr::UNSPECIFIED), v6(2));
-    assert_eq!(dropped(&lab.from_guest(0, &probe).expect("good")), Some(DropReason::NotForwarded));
+    assert_eq!(dropped(&lab.sent_by(0, &probe).expect("good")), Some(DropReason::NotForwarded));
 }
 
 #[test]
@@ -252,7 +247,7 @@ fn what_nobody_needs_is_dropped() {
         (udp(two, two, (1, 2), b""), DropReason::UnknownDestination),
         (lldp, DropReason::UnsupportedProtocol),
     ] {
-        assert_eq!(dropped(&lab.from_guest(0, &bytes).expect("good")), Some(reason));
+        assert_eq!(dropped(&lab.sent_by(0, &bytes).expect("good")), Some(reason));
     }
     let broadcast = udp(HOST, (Mac::BROADCAST, Ipv4Addr::BROADCAST), (68, 67), b"");
     assert_eq!(
@@ -353,7 +348,7 @@ fn offsets_within(frame: &Frame, length: usize) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes_are_parsed_or_refused(

@@ -251,7 +251,7 @@ fn a_guest_that_sends_to_a_broken_ring_goes_on() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Rings full of anything: serving them ends, with or without a fault, and the neighbour is served after it.
     #[test]
