@@ -25,8 +25,10 @@ pub const ERROR_CODE_VECTORS: u32 =
 
 /// Invalid opcode.
 pub const UD: u8 = 6;
-/// Breakpoint: the only gate that CPL 3 may call.
+/// Breakpoint: a gate that CPL 3 may call (`int3`).
 pub const BP: u8 = 3;
+/// Overflow: a gate that CPL 3 may call (`int 4`). `int n` with any other number is a general protection fault.
+pub const OF: u8 = 4;
 /// General protection.
 pub const GP: u8 = 13;
 /// Page fault.

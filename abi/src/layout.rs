@@ -91,7 +91,9 @@ const _: () = {
     assert!(IMAGE_BASE.is_multiple_of(LARGE_PAGE_SIZE) && PRIVATE_BASE.is_multiple_of(LARGE_PAGE_SIZE));
     assert!(IDT + VECTORS * 16 <= GDT && GDT + 5 * 8 <= FAULT_STUBS);
     assert!(SYSCALL_STUB + FAULT_STUB_SIZE <= TASK_STATES);
-    assert!(TASK_STATES + MAX_CORES as u64 * TASK_STATE_SIZE <= SUPERVISOR_END && SUPERVISOR_END <= IMAGE_BASE);
+    assert!(
+        TASK_STATES + MAX_CORES as u64 * TASK_STATE_SIZE <= SUPERVISOR_END && SUPERVISOR_END <= IMAGE_BASE
+    );
     assert!(BOOT + BOOT_SIZE <= FAULT_STACK && FAULT_STACK + PAGE_SIZE == DATA_BASE);
     assert!(MAX_CORES as u64 * FAULT_FRAME_SIZE <= PAGE_SIZE);
     assert!(MAX_CORES as usize * size_of::<crate::control::CoreControl>() <= PAGE_SIZE as usize);

@@ -129,7 +129,7 @@ pub struct Schedule {
     pub immediate: AtomicU32,
     /// Bit i: core i has a processor now.
     pub running: AtomicU64,
-    /// Processor time used, all cores, nanoseconds. Brought up to date at exits.
+    /// Processor time used, all cores, nanoseconds. Brought up to date when a core gives up its processor.
     pub cpu_ns: AtomicU64,
 }
 

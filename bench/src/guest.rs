@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{env, fs, io};
+use std::{env, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -102,7 +102,7 @@ impl Artifacts {
         let mut running = Running::spawn(self.launch(arguments)?, Ipv4Addr::UNSPECIFIED)?;
         running.wait(timeout)?;
         let (report, console) = running.finish()?;
-        ensure!(report.end == "exit" && report.status == Some(0), "the guest failed: {report:?}\n{console}");
+        ensure!(report.ended_well(), "the guest failed: {report:?}\n{console}");
         Ok((report, console))
     }
 
@@ -118,7 +118,7 @@ impl Artifacts {
         arguments: &[&str],
         port: u16,
     ) -> Result<Running> {
-        let (subnet, address) = subnets.next()?;
+        let (subnet, address) = subnets.take()?;
         let image = self.image(image)?;
         let image = image.to_str().context("the image's path is not text")?;
         let mut all = vec!["--net", "--subnet", &subnet];
@@ -149,6 +149,12 @@ pub struct GuestReport {
 }
 
 impl GuestReport {
+    /// Whether it ended itself, with status 0.
+    #[must_use]
+    pub fn ended_well(&self) -> bool {
+        self.end == "exit" && self.status == Some(0)
+    }
+
     /// A counter.
     ///
     /// # Errors
@@ -185,12 +191,6 @@ impl Running {
         let stdout = child.stdout.take().map(collect);
         let stderr = child.stderr.take().map(collect);
         Ok(Running { child, stdout, stderr, address })
-    }
-
-    /// Process id of the command.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     fn wait_for(&mut self, port: u16) -> Result<()> {
@@ -273,21 +273,6 @@ fn collect(stream: impl Read + Send + 'static) -> JoinHandle<String> {
         }
         text
     })
-}
-
-/// Processor time that a process has used so far, seconds.
-///
-/// # Errors
-/// When there is no such process.
-pub fn cpu_seconds(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
-    // The name in parentheses may hold anything; fields 14 and 15 of the whole line are user and system ticks.
-    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = |n: usize| fields.split_whitespace().nth(n).and_then(|f| f.parse::<f64>().ok());
-    let (user, system) = (ticks(11).context("stat")?, ticks(12).context("stat")?);
-    // SAFETY: no preconditions.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-    Ok((user + system) / per_second)
 }
 
 /// The raw floor's program, which stands beside this one.

@@ -19,16 +19,22 @@
 //!
 //! # Pinning
 //!
-//! Neither servers nor load are bound to processors, native or guest. On a machine of two processors that is what suits a native server
-//! best from a few connections on; measured here, native, requests per second, quiet machine:
+//! Neither servers nor load are bound to processors, native or guest. On the development machine (two virtual processors) this is
+//! what suits the native server best, except with a single connection; native requests per second, measured with other work on the machine:
 //!
-//! | connections | free | server and load on a processor each | both on one |
+//! | connections | free | a processor each | both on one |
 //! |---|---|---|---|
-//! TABLE
+//! | 1 | 12,600 | 8,700 | 107,000 |
+//! | 16 | 183,000 | 50,000 | 149,000 |
+//! | 64 | 182,000 | 54,000 | 161,000 |
+//! | 256 | 187,000 | 56,000 | 141,000 |
+//! | 1000 | 156,000 | 60,000 | 114,000 |
+//! | 4000 | 104,000 | 34,000 | 76,000 |
 //!
-//! With one connection it is otherwise: when the server waits for the load and the load for the server, each request
-//! wakes an idle processor twice, which on a virtual machine takes tens of microseconds, and both on one processor are several times
-//! faster. The scheduler does not put them there, so neither does this program; whoever quotes the figure for one connection should say so.
+//! With a single connection, server and load take turns, and each turn wakes an idle processor, which takes a virtual
+//! machine tens of microseconds; on one processor there is nothing to wake. A quiet scheduler does not put them there (a busy one
+//! does, so that on a machine with other work the native figure for one connection is several times higher). Whoever quotes
+//! the figure for one connection should say so.
 //!
 //! # Output
 //!

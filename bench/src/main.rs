@@ -9,8 +9,9 @@ use clap::Parser;
 use foraker_bench::figure::{self, Figure};
 use foraker_bench::guest::Artifacts;
 use foraker_bench::memory::{self, Kind};
-use foraker_bench::netns::GuestSubnets;
+use foraker_bench::netns::{self, GuestSubnets};
 use foraker_bench::suites::{SUITES, Session, Suite};
+use foraker_bench::wrk;
 
 /// Measures Foraker beside its baselines, in one run of this program.
 #[derive(Debug, Parser)]
@@ -68,6 +69,10 @@ fn run(options: &Options) -> Result<()> {
         .any(|s| s.guests)
         .then(|| Artifacts::find(!options.no_build, options.images.clone()))
         .transpose()?;
+    if suites.iter().any(|s| s.network) {
+        wrk::ensure_installed()?;
+        netns::isolate()?;
+    }
     let runs = options.runs.map_or(if options.quick { 3 } else { 5 }, usize::from);
     let mut session = Session {
         runs,

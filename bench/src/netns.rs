@@ -1,8 +1,9 @@
-//! A network namespace behind a veth pair: where native servers run, so that their packets cross a device as a
-//! guest's do.
+//! Network namespaces: one for this program, and in it one behind a veth pair, where native servers run, so that
+//! their packets cross a device as a guest's do.
 //!
-//! The namespace has no name: it lives while this process holds its descriptor or a thread in it, and takes the veth
-//! pair with it. So nothing is left behind however the process ends.
+//! None has a name: it lives while this process holds its descriptor or a thread in it, and takes its devices along.
+//! So nothing is left behind however the process ends; and as no route leads out of them, no load ever leaves
+//! the machine, even when a server has died.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -21,6 +22,25 @@ const NET: [u8; 2] = [10, 98];
 /// The device inside the namespace.
 const INSIDE: &str = "eth0";
 
+/// Moves the calling thread, and what it starts from now on, into a namespace of its own: the "host" of every network
+/// benchmark. Guests' TAP devices are made there, too.
+///
+/// # Errors
+/// Without the right to do so, or without `ip`.
+pub fn isolate() -> Result<()> {
+    unshare()?;
+    ip(&["link", "set", "lo", "up"])
+}
+
+fn unshare() -> Result<()> {
+    // SAFETY: changes this thread's namespace only.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error())
+            .context("cannot make a network namespace (the network benchmarks need root)");
+    }
+    Ok(())
+}
+
 /// A namespace that is connected to the host's by a veth pair with MTU 1500.
 #[derive(Debug)]
 pub struct Namespace {
@@ -36,11 +56,7 @@ impl Namespace {
     /// Without the right to do so, without `ip`, or when no subnet is free.
     pub fn new() -> Result<Namespace> {
         let handle = thread::spawn(|| -> Result<File> {
-            // SAFETY: changes this thread's namespace only; the thread ends at once.
-            if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-                return Err(io::Error::last_os_error())
-                    .context("cannot make a network namespace (the network benchmarks need root)");
-            }
+            unshare()?;
             File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")
         })
         .join()
@@ -147,7 +163,7 @@ impl GuestSubnets {
     ///
     /// # Errors
     /// When none is free.
-    pub fn next(&mut self) -> Result<(String, Ipv4Addr)> {
+    pub fn take(&mut self) -> Result<(String, Ipv4Addr)> {
         let n = free_subnet(128 + self.0)?;
         self.0 = (n - 128 + 1) % 28;
         Ok((format!("{}.{}.{n}.0/24", NET[0], NET[1]), Ipv4Addr::new(NET[0], NET[1], n, 2)))

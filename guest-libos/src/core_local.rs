@@ -50,7 +50,8 @@ macro_rules! core_local {
         #[cfg(test)]
         ::std::thread_local! {
             $(#[$attribute])*
-            static $name: $type = const { $value };
+            // Never dropped, as on a guest.
+            static $name: ::core::mem::ManuallyDrop<$type> = const { ::core::mem::ManuallyDrop::new($value) };
         }
     };
 }

@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(status("GET / HTTP/2.0\r\nHost: a\r\n\r\n"), 505);
         assert_eq!(status("GET / HTTP/1.7\r\nHost: a\r\n\r\n"), 505);
         assert_eq!(status("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n"), 417);
-        assert_eq!(status(&format!("GET /{} HTTP/1.1\r\n", "a".repeat(MAX_TARGET))), 414);
+        assert_eq!(status(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(MAX_TARGET))), 414);
         assert_eq!(status(&format!("GET /{}", "a".repeat(MAX_TARGET + 100))), 414);
         assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(MAX_HEAD))), 431);
         let many: String = (0..=MAX_FIELDS).map(|n| format!("X{n}: y\r\n")).collect();

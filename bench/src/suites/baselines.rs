@@ -85,7 +85,6 @@ pub fn floor(session: &mut Session) -> Result<()> {
 /// # Errors
 /// When the network cannot be made or the load fails.
 pub fn http(session: &mut Session) -> Result<()> {
-    wrk::ensure_installed()?;
     let namespace = Namespace::new()?;
     let sizes = super::documents::SIZES;
     let server = Server::start(&namespace, Documents::with_sizes(&sizes))?;

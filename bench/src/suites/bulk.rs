@@ -1,7 +1,7 @@
 //! TCP bulk transfer at MTU 1500 with segmentation offload, of a guest beside native TCP over veth; the latter also
 //! without offload, for comparison.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::Session;
 use crate::bulk::{self, Direction, SINK_PORT};
@@ -32,6 +32,7 @@ pub fn run(session: &mut Session) -> Result<()> {
         let what = format!("{what}/no_gso");
         (session.report)(&Figure::against("D2", what, "Gbit/s", &value, "native veth, no GSO", &no_gso)?)?;
     }
-    guest.stop()?;
+    let (report, console) = guest.stop()?;
+    ensure!(report.ended_well(), "the guest failed: {report:?}\n{console}");
     Ok(())
 }

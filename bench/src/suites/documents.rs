@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Session;
-use super::http::{launch, native_twin, url};
+use super::http::{launch, load, native_twin};
 use crate::figure::Figure;
 use crate::netns::Namespace;
 use crate::stats::Samples;
@@ -19,16 +19,13 @@ pub const SIZES: [usize; 6] = [0, 100, 1000, 10_000, 100_000, 1_000_000];
 /// # Errors
 /// When a server, the network or the load fails, or a single request does.
 pub fn run(session: &mut Session) -> Result<()> {
-    wrk::ensure_installed()?;
     let namespace = Namespace::new()?;
     let paths = SIZES.map(|size| format!("/bytes/{size}"));
     let server = native_twin(session, &namespace, &paths)?;
     for (size, path) in SIZES.iter().zip(&paths) {
         let (mut value, mut baseline) = (Samples::default(), Samples::default());
         for turn in 0..session.runs {
-            let guest = launch(session)?;
-            value.push(wrk::load(&url(&guest, path), CONNECTIONS, session.seconds)?.per_second);
-            guest.stop()?;
+            value.push(load(launch(session)?, path, CONNECTIONS, session.seconds)?.0.per_second);
             baseline.push(wrk::load(&server.url(turn, path), CONNECTIONS, session.seconds)?.per_second);
         }
         (session.report)(&Figure::against(

@@ -6,17 +6,17 @@
 
 use std::net::SocketAddrV4;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Session;
 use crate::fetch::fetch;
 use crate::figure::Figure;
-use crate::guest::Running;
+use crate::guest::{GuestReport, Running};
 use crate::idle_clients::IdleClients;
 use crate::native_http::{Documents, Server};
 use crate::netns::Namespace;
 use crate::stats::Samples;
-use crate::wrk;
+use crate::wrk::{self, Load};
 
 /// Connections of the load.
 pub const CONNECTIONS: [u32; 6] = [1, 16, 64, 256, 1000, 4000];
@@ -34,7 +34,6 @@ const PORT: u16 = 80;
 /// # Errors
 /// When a server, the network or the load fails, or a single request does.
 pub fn run(session: &mut Session) -> Result<()> {
-    wrk::ensure_installed()?;
     let namespace = Namespace::new()?;
     let server = native_twin(session, &namespace, &[DOCUMENT.to_owned()])?;
     let mut worst: Option<Samples> = None;
@@ -43,8 +42,7 @@ pub fn run(session: &mut Session) -> Result<()> {
             (Samples::default(), Samples::default(), Samples::default());
         for turn in 0..session.runs {
             let guest = launch(session)?;
-            let load = wrk::load(&url(&guest, DOCUMENT), connections, session.seconds)?;
-            let (report, _) = guest.stop()?;
+            let (load, report) = load(guest, DOCUMENT, connections, session.seconds)?;
             value.push(load.per_second);
             exits.push(report.counter("exits")? as f64 / load.requests as f64);
             let native = wrk::load(&server.url(turn, DOCUMENT), connections, session.seconds)?;
@@ -71,9 +69,21 @@ pub(super) fn launch(session: &mut Session) -> Result<Running> {
     session.artifacts()?.serve(&mut session.subnets, &[], IMAGE, &[], PORT)
 }
 
-/// Address of a path of the guest's.
-pub(super) fn url(guest: &Running, path: &str) -> String {
-    format!("http://{}{path}", guest.address)
+/// Loads a guest and stops it.
+///
+/// # Errors
+/// When a request fails, or the guest does not end well: then with what it said.
+pub(super) fn load(
+    guest: Running,
+    path: &str,
+    connections: u32,
+    seconds: u32,
+) -> Result<(Load, GuestReport)> {
+    let load = wrk::load(&format!("http://{}{path}", guest.address), connections, seconds);
+    let (report, console) = guest.stop()?;
+    let load = load.with_context(|| format!("the guest: {report:?}\n{console}"))?;
+    ensure!(report.ended_well(), "the guest failed: {report:?}\n{console}");
+    Ok((load, report))
 }
 
 /// A native server with the same documents as the guest's, byte for byte, header included.
@@ -92,14 +102,19 @@ fn idle(session: &mut Session) -> Result<()> {
     let (mut value, mut baseline) = (Samples::default(), Samples::default());
     for _ in 0..session.runs {
         let guest = launch(session)?;
-        let clients = IdleClients::connect(SocketAddrV4::new(guest.address, PORT), DOCUMENT, IDLE)?;
-        value.push(wrk::load(&url(&guest, DOCUMENT), BUSY, session.seconds)?.per_second);
+        let clients = IdleClients::connect(SocketAddrV4::new(guest.address, PORT), DOCUMENT, IDLE);
+        let Ok(clients) = clients else {
+            let (report, console) = guest.stop()?;
+            return clients.map(drop).with_context(|| format!("the guest: {report:?}\n{console}"));
+        };
+        let address = guest.address;
+        let held = wrk::load(&format!("http://{address}{DOCUMENT}"), BUSY, session.seconds)?;
         clients.check()?;
         drop(clients);
-        guest.stop()?;
-        let guest = launch(session)?;
-        baseline.push(wrk::load(&url(&guest, DOCUMENT), BUSY, session.seconds)?.per_second);
-        guest.stop()?;
+        let (report, console) = guest.stop()?;
+        ensure!(report.ended_well(), "the guest failed: {report:?}\n{console}");
+        value.push(held.per_second);
+        baseline.push(load(launch(session)?, DOCUMENT, BUSY, session.seconds)?.0.per_second);
     }
     (session.report)(&Figure::against("http", "idle_4000", "1/s", &value, "64 alone", &baseline)?)
 }

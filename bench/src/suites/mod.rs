@@ -58,6 +58,8 @@ pub struct Suite {
     pub run: fn(&mut Session) -> Result<()>,
     /// Needs guests; the others are baselines alone, and not part of `all`.
     pub guests: bool,
+    /// Needs a network.
+    pub network: bool,
 }
 
 /// Every benchmark.
@@ -67,44 +69,57 @@ pub const SUITES: &[Suite] = &[
         about: "launching a guest: in a running process, as a whole process; memory of a live idle one",
         run: launch::run,
         guests: true,
+        network: false,
     },
-    Suite { id: "exit", about: "round trip of a hypercall", run: exit::run, guests: true },
+    Suite { id: "exit", about: "round trip of a hypercall", run: exit::run, guests: true, network: false },
     Suite {
         id: "http",
         about: "HTTP requests per second by connections, exits per request, 64 connections beside 4,000 idle ones",
         run: http::run,
         guests: true,
+        network: true,
     },
     Suite {
         id: "D1",
         about: "share of a packet's latency that is the VMM and the crossing",
         run: path::run,
         guests: true,
+        network: true,
     },
-    Suite { id: "D2", about: "TCP bulk transfer, both ways", run: bulk::run, guests: true },
+    Suite { id: "D2", about: "TCP bulk transfer, both ways", run: bulk::run, guests: true, network: true },
     Suite {
         id: "D3",
         about: "HTTP requests per second by size of the document",
         run: documents::run,
         guests: true,
+        network: true,
     },
-    Suite { id: "floor", about: "baseline alone: raw KVM ioctls", run: baselines::floor, guests: false },
+    Suite {
+        id: "floor",
+        about: "baseline alone: raw KVM ioctls",
+        run: baselines::floor,
+        guests: false,
+        network: false,
+    },
     Suite {
         id: "native-http",
         about: "baseline alone: epoll HTTP server behind veth",
         run: baselines::http,
         guests: false,
+        network: true,
     },
     Suite {
         id: "native-bulk",
         about: "baseline alone: TCP over veth, with and without segmentation offload",
         run: baselines::bulk,
         guests: false,
+        network: true,
     },
     Suite {
         id: "native-path",
         about: "baseline alone: UDP round trip over veth",
         run: baselines::path,
         guests: false,
+        network: true,
     },
 ];

@@ -62,7 +62,8 @@ fn traced_echoes(session: &mut Session, file: &std::path::Path) -> Result<Vec<Wa
     let options = ["--service", "uplink", "--trace", path];
     let guest = session.artifacts()?.serve(&mut session.subnets, &options, "probe", &["net"], SINK_PORT)?;
     let echoes = Client::connect(guest.address)?.echoes()?;
-    guest.stop()?;
+    let (report, console) = guest.stop()?;
+    ensure!(report.ended_well(), "the guest failed: {report:?}\n{console}");
     let trace = Trace::read(file)?;
     // The guest cannot write into a packet when it was sent: each answer holds that of the one before.
     let clear = |pair: &[Echo]| match pair {

@@ -27,7 +27,7 @@ const USUAL_PORT: u16 = 8080;
 /// How long the guest may take until it serves.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Lines of the page that are shown, and characters of each.
-const EXCERPT: (usize, usize) = (8, 100);
+const EXCERPT: (usize, usize) = (12, 100);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -169,16 +169,34 @@ fn fetch(port: u16) -> Result<Page> {
     Ok(Page { client: "curl", status: status.parse()?, body: body.as_bytes().to_vec(), time })
 }
 
-/// The beginning of a page.
+/// The beginning of a page, without its markup.
 fn excerpt(page: &str) -> Vec<String> {
     let (lines, width) = EXCERPT;
-    let visible = |line: &str| -> String { line.chars().filter(|c| !c.is_control()).take(width).collect() };
+    let all: Vec<String> = page.lines().map(text_of).filter(|line| !line.is_empty()).collect();
     let mut shown: Vec<String> =
-        page.lines().filter(|l| !l.trim().is_empty()).take(lines).map(visible).collect();
-    if page.lines().filter(|l| !l.trim().is_empty()).count() > lines {
+        all.iter().take(lines).map(|line| line.chars().take(width).collect()).collect();
+    if all.len() > lines {
         shown.push("...".to_owned());
     }
     shown
+}
+
+/// What a line of a page says between its tags.
+fn text_of(line: &str) -> String {
+    let mut text = String::new();
+    let mut tag = false;
+    for c in line.chars() {
+        match c {
+            '<' => {
+                tag = true;
+                text.push(' ');
+            }
+            '>' if tag => tag = false,
+            c if !tag => text.push(if c.is_control() { ' ' } else { c }),
+            _ => {}
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -197,9 +215,10 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_short_and_harmless() {
-        let page = format!("a\n\n\x1b[31mb\n{}\n{}", "x".repeat(500), "line\n".repeat(50));
+        let page = format!("<h1>a</h1>\n\n\x1b[31mb\n{}\n{}", "x".repeat(500), "line\n".repeat(50));
         let shown = excerpt(&page);
         assert_eq!(shown[..2], ["a", "[31mb"]);
+        assert_eq!(text_of("<tr><th>exits</th><td>12</td></tr>"), "exits 12");
         assert_eq!(shown.len(), EXCERPT.0 + 1);
         assert!(shown.iter().all(|line| line.chars().count() <= EXCERPT.1));
         assert_eq!(excerpt("one"), ["one"]);

@@ -160,7 +160,7 @@ impl TcpStream {
     }
 
     /// Waits for data and hands the contiguous part of it to `f`, which returns how many bytes it has taken and a
-    /// result of its own. An empty slice says that the other side has closed its direction.
+    /// result of its own. An empty slice says that the other side has closed its direction. `f` may not use the network.
     ///
     /// # Errors
     /// [`Error::Reset`].
@@ -286,7 +286,7 @@ impl TcpStream {
     }
 
     /// Waits for room and hands the contiguous part of it to `f`, which returns how many bytes it has written and a
-    /// result of its own.
+    /// result of its own. `f` may not use the network.
     ///
     /// # Errors
     /// [`Error::Reset`], [`Error::Closed`].

@@ -103,7 +103,7 @@ fn discard(report: &mut Report) {
     let written = holds(start + PAGE_SIZE, 1, 0xe2) && holds(start + PAGE_SIZE + 1, PAGE_SIZE - 1, 0);
     report.check("memory.discard_then_write", written, format_args!("the page cannot be used again"));
     let data = &raw const INITIALISED as u64;
-    let page = (data + PAGE_SIZE - 1) & !(PAGE_SIZE - 1);
+    let page = (data + PAGE_SIZE) & !(PAGE_SIZE - 1);
     let result = call(MEMORY, [memory::DISCARD, page, PAGE_SIZE, 0, 0]);
     let zeros = result == 0 && holds(page, PAGE_SIZE, 0) && holds(page - 1, 1, 0xc7);
     report.check("memory.discard_data", zeros, format_args!("{result}"));

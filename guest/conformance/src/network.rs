@@ -75,11 +75,23 @@ pub(crate) fn run(report: &mut Report) {
     }
     let mut link = Link { received: 0, given: 0 };
     link.give(BUFFERS as u16);
-    arp(report, &mut link);
-    echo(report, &mut link, 56);
-    echo(report, &mut link, usize::from(registers().net.mtu) - 28);
+    let gateway = registers().net.gateway4;
+    arp(report, &mut link, gateway);
+    echo(report, &mut link, gateway, 56);
+    echo(report, &mut link, gateway, usize::from(registers().net.mtu) - 28);
     in_order(report, &mut link);
+    if let Some(address) = peer() {
+        arp(report, &mut link, address);
+        echo(report, &mut link, address, 1000);
+    }
     counters(report);
+}
+
+/// The address of another guest, which answers ICMP echoes, in the variable `PEER`.
+fn peer() -> Option<[u8; 4]> {
+    let mut bytes = guest_libos::env("PEER")?.split('.').map(str::parse);
+    let mut next = || bytes.next()?.ok();
+    Some([next()?, next()?, next()?, next()?])
 }
 
 /// The receiving side: which used elements were looked at, and how many buffers were given.
@@ -165,8 +177,8 @@ impl Link {
     }
 }
 
-/// Asks for the gateway's ethernet address.
-fn arp(report: &mut Report, link: &mut Link) {
+/// Asks for a neighbour's ethernet address.
+fn arp(report: &mut Report, link: &mut Link, target: [u8; 4]) {
     let net = &registers().net;
     let mut frame = [0u8; 42];
     frame[..6].fill(0xff);
@@ -174,19 +186,19 @@ fn arp(report: &mut Report, link: &mut Link) {
     frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
     frame[22..28].copy_from_slice(&net.mac);
     frame[28..32].copy_from_slice(&net.ipv4);
-    frame[38..42].copy_from_slice(&net.gateway4);
+    frame[38..42].copy_from_slice(&target);
     report.check("net.transmit", link.send(&frame), format_args!("the buffer did not come back"));
     let mut answer = [0u8; 64];
     let got = link.receive(&mut answer);
     let is_reply = got.is_some() && answer[12..14] == [8, 6] && answer[20..22] == [0, 2];
     report.check("net.arp_answered", is_reply, format_args!("{got:?} {answer:x?}"));
-    report.equal("net.arp_gateway", &answer[28..32], &net.gateway4);
+    report.equal("net.arp_target", &answer[28..32], &target[..]);
     report.equal("net.arp_to_me", &answer[32..42], &frame[22..32]);
-    GATEWAY.iter().zip(&answer[22..28]).for_each(|(to, from)| to.store((*from).into(), Ordering::SeqCst));
+    TARGET.iter().zip(&answer[22..28]).for_each(|(to, from)| to.store((*from).into(), Ordering::SeqCst));
 }
 
-/// The gateway's ethernet address, as ARP gave it.
-static GATEWAY: [AtomicU16; 6] = [const { AtomicU16::new(0) }; 6];
+/// The ethernet address that ARP gave last.
+static TARGET: [AtomicU16; 6] = [const { AtomicU16::new(0) }; 6];
 
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 =
@@ -198,9 +210,9 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 /// Builds an ICMP echo request of `payload` bytes; returns its length.
-fn build_echo(frame: &mut [u8], payload: usize, sequence: u16) -> usize {
+fn build_echo(frame: &mut [u8], target: [u8; 4], payload: usize, sequence: u16) -> usize {
     let net = &registers().net;
-    for (to, from) in frame.iter_mut().zip(&GATEWAY) {
+    for (to, from) in frame.iter_mut().zip(&TARGET) {
         *to = from.load(Ordering::SeqCst) as u8;
     }
     frame[6..12].copy_from_slice(&net.mac);
@@ -211,7 +223,7 @@ fn build_echo(frame: &mut [u8], payload: usize, sequence: u16) -> usize {
     frame[22] = 64;
     frame[23] = 1;
     frame[26..30].copy_from_slice(&net.ipv4);
-    frame[30..34].copy_from_slice(&net.gateway4);
+    frame[30..34].copy_from_slice(&target);
     let sum = checksum(&frame[14..34]);
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
     let end = ECHO + payload;
@@ -225,11 +237,11 @@ fn build_echo(frame: &mut [u8], payload: usize, sequence: u16) -> usize {
     end
 }
 
-/// An ICMP echo of the host's own network stack.
-fn echo(report: &mut Report, link: &mut Link, payload: usize) {
+/// An ICMP echo by a neighbour's network stack: the host's, or another guest's.
+fn echo(report: &mut Report, link: &mut Link, target: [u8; 4], payload: usize) {
     let name = "net.echo";
     let mut frame = [0u8; 2048];
-    let length = build_echo(&mut frame, payload.min(2048 - ECHO), 1);
+    let length = build_echo(&mut frame, target, payload.min(2048 - ECHO), 1);
     report.check(
         name,
         link.send(&frame[..length]),
@@ -257,7 +269,7 @@ fn in_order(report: &mut Report, link: &mut Link) {
     let rounds = u32::from(QUEUE_SIZE) + 50;
     let (mut answered, mut ordered) = (0u32, true);
     for round in 0..rounds {
-        let length = build_echo(&mut frame, 20, round as u16);
+        let length = build_echo(&mut frame, registers().net.gateway4, 20, round as u16);
         let first = link.received;
         if !link.send(&frame[..length]) || link.receive(&mut answer).is_none() {
             break;

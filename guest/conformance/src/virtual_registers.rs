@@ -114,7 +114,7 @@ fn changing(report: &mut Report) {
     report.check("counters.exits", counted, format_args!("{exits} then {exits_now} for 10 exits"));
     let start = guest_libos::now();
     while guest_libos::now() - start < 3_000_000 {}
-    guest_libos::hypercall::nop();
+    guest_libos::hypercall::idle(guest_libos::now() + 20_000_000);
     let used = r.schedule.cpu_ns.load(Ordering::SeqCst) - cpu;
     let elapsed = guest_libos::now() - start;
     report.check("schedule.cpu_ns", used > 0, format_args!("{used} ns in {elapsed} ns of spinning"));

@@ -36,77 +36,128 @@ pub(crate) struct Answer {
     pub(crate) keep_alive: bool,
 }
 
-/// Answers `request`, of which nothing is wrong.
-pub(crate) fn answer(server: &Server, request: &Request<'_>, head: &mut Vec<u8>) -> Answer {
-    let keep_alive = request.keep_alive && !server.is_stopping() && request.content_length <= MOST_BODY;
-    let context = Context { server, request, keep_alive };
-    if request.content_length > MOST_BODY {
-        return context.error(head, 413);
-    }
-    let path = request.target.split(['?', '#']).next().unwrap_or_default();
-    let known = Target::find(server, path);
-    match (known, request.method) {
-        (Target::Unknown, _) if request.target != "*" => context.error(head, 404),
-        (_, Method::Options) => {
-            context.status_line(head, 204);
-            head.extend_from_slice(b"Allow: GET, HEAD, OPTIONS\r\n");
-            context.end(head, Body::Static(&[]))
-        }
-        (_, Method::Other) => context.error(head, 405),
-        (Target::Unknown, _) => context.error(head, 400),
-        (Target::File(entry), _) => context.file(head, entry),
-        (Target::Bytes(length), _) => context.generated(head, "application/octet-stream", Body::Generated(length)),
-        (Target::Front, _) => context.generated(head, "text/html; charset=utf-8", Body::Text(server.front_page())),
-        (Target::Status, _) => context.generated(head, "application/json", Body::Text(server.status())),
-    }
-}
-
-/// Answers a request that cannot be served. The connection ends after it.
-pub(crate) fn refuse(server: &Server, why: BadRequest, head: &mut Vec<u8>) -> Answer {
-    fail(server, why.status(), head)
-}
-
-/// An answer that says no more than its status. The connection ends after it.
-pub(crate) fn fail(server: &Server, status: u16, head: &mut Vec<u8>) -> Answer {
-    let request = Request {
-        method: Method::Get,
-        target: "",
-        minor: 1,
-        keep_alive: false,
-        content_length: 0,
-        if_none_match: None,
-        expects_continue: false,
-    };
-    Context { server, request: &request, keep_alive: false }.error(head, status)
-}
-
-enum Target<'a> {
+/// What a request asks for.
+#[derive(Clone, Copy)]
+enum Target {
     Front,
     Status,
-    File(&'a Entry),
+    /// A file of the site.
+    File(usize),
     Bytes(u64),
-    Unknown,
+    Nothing,
 }
 
-impl<'a> Target<'a> {
-    fn find(server: &'a Server, path: &str) -> Self {
-        if let Some(entry) = server.site.find(path) {
-            return Target::File(entry);
+impl Target {
+    fn find(server: &Server, path: &str) -> Self {
+        if let Some(index) = server.site.find(path) {
+            return Target::File(index);
         }
         match path {
             "/" => Target::Front,
             "/status" => Target::Status,
             _ => match path.strip_prefix("/bytes/").and_then(|n| http::decimal(n.as_bytes())) {
                 Some(length @ ..=MOST_BYTES) => Target::Bytes(length),
-                _ => Target::Unknown,
+                _ => Target::Nothing,
             },
+        }
+    }
+}
+
+/// What is to be answered: all that must be known of a request once its bytes are gone.
+#[derive(Clone, Copy)]
+pub(crate) struct Decision {
+    target: Target,
+    method: Method,
+    minor: u8,
+    keep_alive: bool,
+    /// The client has the file already.
+    not_modified: bool,
+    /// The client waits for a sign to send the body.
+    expects_continue: bool,
+    /// Bytes of body that follow.
+    pub(crate) content_length: u64,
+    /// An error that is certain already.
+    status: Option<u16>,
+}
+
+impl Decision {
+    /// What `request`, of which nothing is wrong, is to be answered.
+    pub(crate) fn on(server: &Server, request: &Request<'_>) -> Self {
+        let path = request.target.split(['?', '#']).next().unwrap_or_default();
+        let target = Target::find(server, path);
+        let too_large = request.content_length > MOST_BODY;
+        let not_modified = match (target, request.if_none_match) {
+            (Target::File(index), Some(list)) => http::matches_tag(list, &server.site.entry(index).tag),
+            _ => false,
+        };
+        let status = match (too_large, target, request.method) {
+            (true, ..) => Some(413),
+            (_, Target::Nothing, Method::Options) if request.target == "*" => None,
+            (_, Target::Nothing, _) => Some(404),
+            (_, _, Method::Other) => Some(405),
+            _ => None,
+        };
+        Decision {
+            target,
+            method: request.method,
+            minor: request.minor,
+            keep_alive: request.keep_alive && !too_large,
+            not_modified,
+            expects_continue: request.expects_continue && !too_large,
+            content_length: request.content_length,
+            status,
+        }
+    }
+
+    /// No more than `status`; the connection ends after it.
+    pub(crate) fn fail(status: u16) -> Self {
+        Decision {
+            target: Target::Nothing,
+            method: Method::Get,
+            minor: 1,
+            keep_alive: false,
+            not_modified: false,
+            expects_continue: false,
+            content_length: 0,
+            status: Some(status),
+        }
+    }
+
+    /// For a request that cannot be served.
+    pub(crate) fn refuse(why: BadRequest) -> Self {
+        Decision::fail(why.status())
+    }
+
+    /// Writes the head to the end of `head`.
+    pub(crate) fn answer(self, server: &Server, head: &mut Vec<u8>) -> Answer {
+        if self.expects_continue {
+            head.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        let keep_alive = self.keep_alive && !server.is_stopping();
+        let context = Context { server, decision: self, keep_alive };
+        match (self.status, self.method, self.target) {
+            (Some(status), ..) => context.error(head, status),
+            (_, Method::Options, _) => {
+                context.status_line(head, 204);
+                head.extend_from_slice(b"Allow: GET, HEAD, OPTIONS\r\n");
+                context.end(head, Body::Static(&[]))
+            }
+            (_, _, Target::File(index)) => context.file(head, server.site.entry(index)),
+            (_, _, Target::Bytes(length)) => {
+                context.generated(head, "application/octet-stream", Body::Generated(length))
+            }
+            (_, _, Target::Front) => {
+                context.generated(head, "text/html; charset=utf-8", Body::Text(server.front_page()))
+            }
+            (_, _, Target::Status) => context.generated(head, "application/json", Body::Text(server.status())),
+            (_, _, Target::Nothing) => context.error(head, 404),
         }
     }
 }
 
 struct Context<'a> {
     server: &'a Server,
-    request: &'a Request<'a>,
+    decision: Decision,
     keep_alive: bool,
 }
 
@@ -127,16 +178,16 @@ impl Context<'_> {
     fn end(&self, head: &mut Vec<u8>, body: Body) -> Answer {
         if !self.keep_alive {
             head.extend_from_slice(b"Connection: close\r\n");
-        } else if self.request.minor == 0 {
+        } else if self.decision.minor == 0 {
             head.extend_from_slice(b"Connection: keep-alive\r\n");
         }
         head.extend_from_slice(b"\r\n");
-        let body = if self.request.method == Method::Head { Body::Static(&[]) } else { body };
+        let body = if self.decision.method == Method::Head { Body::Static(&[]) } else { body };
         Answer { body, keep_alive: self.keep_alive }
     }
 
     fn file(&self, head: &mut Vec<u8>, entry: &Entry) -> Answer {
-        if self.request.if_none_match.is_some_and(|list| http::matches_tag(list, &entry.tag)) {
+        if self.decision.not_modified {
             self.status_line(head, 304);
             head.extend_from_slice(b"ETag: ");
             head.extend_from_slice(&entry.tag);

@@ -2,14 +2,14 @@
 //!
 //! Requests are parsed where they were received; answers to requests that came together leave together.
 
-use crate::answer::{self, Answer, Body, MOST_BODY};
+use crate::answer::{Body, Decision, MOST_BODY};
 use crate::server::Server;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::{Context, Poll};
 use core::time::Duration;
-use guest_libos::http::{self, BadRequest};
+use guest_libos::http;
 use guest_libos::net::{Error, TcpStream};
 use guest_libos::task::{Shutdown, Sleep};
 use guest_libos::time::Instant;
@@ -23,7 +23,7 @@ const LINGER_BYTES: usize = 4 << 20;
 
 /// What is known of the next request.
 enum Next {
-    Answer(Answer, u64),
+    Answer(Decision),
     /// More of the head has to come.
     Partial,
     /// The other side is done.
@@ -59,26 +59,26 @@ impl<'a> Connection<'a> {
         loop {
             // The whole head has to come within this time, in however many pieces.
             self.sleep.reset(Instant::now() + self.server.idle);
-            let (answer, body_length) = match self.next().await? {
-                Wait::Ready(Next::Answer(answer, body_length)) => (answer, body_length),
+            let decision = match self.next().await? {
+                Wait::Ready(Next::Answer(decision)) => decision,
                 Wait::Ready(Next::Partial | Next::End) => return Ok(()),
-                Wait::Stopping if self.pieces.is_empty() => return Ok(()),
-                Wait::Stopping => (answer::fail(self.server, 503, &mut self.out), 0),
-                Wait::TimedOut if self.pieces.is_empty() => return Ok(()),
-                Wait::TimedOut => (answer::fail(self.server, 408, &mut self.out), 0),
+                Wait::Stopping | Wait::TimedOut if self.pieces.is_empty() => return Ok(()),
+                Wait::Stopping => Decision::fail(503),
+                Wait::TimedOut => Decision::fail(408),
             };
+            let answer = decision.answer(self.server, &mut self.out);
             let keep_alive = answer.keep_alive;
             self.send(answer.body).await?;
             if !keep_alive {
                 return self.finish().await;
             }
-            if body_length > 0 && !self.skip(body_length).await? {
+            if decision.content_length > 0 && !self.skip(decision.content_length).await? {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for the next request and makes its answer.
+    /// Waits for the next request and decides what to answer.
     async fn next(&mut self) -> Result<Wait, Error> {
         poll_fn(|context| {
             loop {
@@ -101,14 +101,14 @@ impl<'a> Connection<'a> {
     }
 
     fn poll_request(&mut self, context: &mut Context<'_>) -> Poll<Result<Next, Error>> {
-        let Connection { server, stream, pieces, out, .. } = self;
+        let Connection { server, stream, pieces, .. } = self;
         stream.poll_read_with(context, |data| {
             if data.is_empty() {
                 return (0, Next::End);
             }
             if pieces.is_empty() {
                 // The common case: the whole head is there, in one piece.
-                match parse(server, data, out) {
+                match parse(server, data) {
                     (0, Next::Partial) => {
                         pieces.extend_from_slice(data);
                         (data.len(), Next::Partial)
@@ -120,7 +120,7 @@ impl<'a> Connection<'a> {
                 let room = http::MAX_HEAD.saturating_sub(before);
                 let taken = data.len().min(room);
                 pieces.extend_from_slice(&data[..taken]);
-                match parse(server, pieces, out) {
+                match parse(server, pieces) {
                     (0, Next::Partial) => (taken, Next::Partial),
                     (length, next) => {
                         pieces.clear();
@@ -208,21 +208,13 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// Parses the head at the start of `data`: bytes used, and the answer. (0, `Partial`) if it is not complete.
-fn parse(server: &Server, data: &[u8], out: &mut Vec<u8>) -> (usize, Next) {
+/// Parses the head at the start of `data`: bytes used, and what to answer. (0, `Partial`) if it is not complete.
+fn parse(server: &Server, data: &[u8]) -> (usize, Next) {
     match http::parse(data) {
         Ok(None) => (0, Next::Partial),
-        Ok(Some((length, request))) => {
-            if request.expects_continue && request.content_length <= MOST_BODY {
-                out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            }
-            let answer = answer::answer(server, &request, out);
-            (length, Next::Answer(answer, request.content_length))
-        }
-        Err(why) => {
-            let used = if why == BadRequest::HeadTooLarge { data.len().min(http::MAX_HEAD) } else { data.len() };
-            (used, Next::Answer(answer::refuse(server, why, out), 0))
-        }
+        Ok(Some((length, request))) => (length, Next::Answer(Decision::on(server, &request))),
+        // Nothing that follows can be trusted to be a request.
+        Err(why) => (data.len(), Next::Answer(Decision::refuse(why))),
     }
 }
 

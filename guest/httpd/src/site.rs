@@ -66,7 +66,13 @@ impl Site {
         Site(FILES.iter().map(entry).collect())
     }
 
-    pub(crate) fn find(&self, path: &str) -> Option<&Entry> {
-        self.0.iter().find(|entry| entry.file.path == path)
+    /// The number of the file at `path`.
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
+        self.0.iter().position(|entry| entry.file.path == path)
+    }
+
+    /// The file of a number that [`find`](Self::find) gave.
+    pub(crate) fn entry(&self, index: usize) -> &Entry {
+        &self.0[index]
     }
 }

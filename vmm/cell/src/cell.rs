@@ -336,7 +336,7 @@ impl Cell {
             let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
-        self.shared.enqueue(Box::new(VirtualCore { guest: Arc::clone(&guest), index: 0, core }));
+        self.shared.enqueue(Box::new(VirtualCore { guest: Arc::clone(&guest), index: 0, core, deadline: None }));
         Ok(guest)
     }
 

@@ -15,6 +15,7 @@ use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
 use crate::report::{Cause, CounterValues, End, Fault};
+use crate::worker::DeadlineKey;
 
 /// One guest of a cell.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ pub(crate) struct VirtualCore {
     pub(crate) guest: Arc<Guest>,
     pub(crate) index: u32,
     pub(crate) core: Core,
+    /// Its deadline, and the worker that keeps it.
+    pub(crate) deadline: Option<(usize, DeadlineKey)>,
 }
 
 pub(crate) struct GuestParts {

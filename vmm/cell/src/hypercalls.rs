@@ -153,6 +153,6 @@ fn core_start(cell: &Shared, guest: &Arc<Guest>, core: u64, entry: u64, stack: u
     };
     *state = CoreState::Active;
     drop(state);
-    cell.enqueue(Box::new(VirtualCore { guest: Arc::clone(guest), index, core }));
+    cell.enqueue(Box::new(VirtualCore { guest: Arc::clone(guest), index, core, deadline: None }));
     0
 }

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use foraker_abi::fault::{ERROR_CODE_VECTORS, EXCEPTIONS, GP, UD};
+use foraker_abi::fault::{ERROR_CODE_VECTORS, EXCEPTIONS, GP, PF, UD};
+use foraker_abi::layout::SYSCALL_STUB;
 use foraker_abi::registers::Counters;
 use kvm_bindings::kvm_regs;
 
@@ -85,7 +86,7 @@ impl Fault {
         registers.rip = rip;
         registers.rflags = flags;
         registers.rsp = stack;
-        let address = (vector == foraker_abi::fault::PF).then_some(address);
+        let address = (vector == PF).then_some(address);
         Fault { cause: Cause::Exception { vector, error_code, address }, core, rip, registers }
     }
 
@@ -96,6 +97,28 @@ impl Fault {
         registers.rflags = registers.r11;
         let cause = Cause::Exception { vector: UD, error_code: None, address: None };
         Fault { cause, core, rip: registers.rip, registers }
+    }
+
+    /// Gives two reports of `kvm-pvm` the form that they have where the processor itself decides. It calls a software interrupt
+    /// through a gate that CPL 3 may not use an invalid opcode, and it enters the stub of `syscall` at CPL 3, where the
+    /// fetch fails. `read` reads two bytes of the guest.
+    #[must_use]
+    pub fn in_common_form(self, read: impl Fn(u64) -> Option<[u8; 2]>) -> Fault {
+        /// `int n`.
+        const INT: u8 = 0xcd;
+        const SYSCALL: [u8; 2] = [0x0f, 0x05];
+        let Cause::Exception { vector, .. } = self.cause else { return self };
+        match (vector, read(self.rip)) {
+            (UD, Some([INT, n])) => {
+                // The index of the gate, and that it is one of the interrupt descriptor table.
+                let error_code = Some(u64::from(n) * 8 + 2);
+                Fault { cause: Cause::Exception { vector: GP, error_code, address: None }, ..self }
+            }
+            (PF, _) if self.rip == SYSCALL_STUB && read(self.registers.rcx.wrapping_sub(2)) == Some(SYSCALL) => {
+                Fault::from_syscall(self.core, self.registers)
+            }
+            _ => self,
+        }
     }
 
     /// A port that the I/O bitmap of the back end let through: reported as the fault that it is elsewhere.
@@ -157,5 +180,28 @@ mod tests {
         assert_eq!(f.cause, Cause::Exception { vector: 6, error_code: None, address: None });
         assert_eq!((f.rip, f.registers.rsp, f.registers.rax), (0x1234, 0x8000, 5));
         assert_eq!(f.cause.name().0, "#UD");
+    }
+
+    #[test]
+    fn one_form_on_every_back_end() {
+        let fault = |vector, rip, rcx| {
+            let registers = kvm_regs { rip, rcx, r11: 0x246, ..Default::default() };
+            let cause = Cause::Exception { vector, error_code: (vector == PF).then_some(0x15), address: None };
+            Fault { cause, core: 0, rip, registers }
+        };
+        let read = |address| match address {
+            0x20_0000 => Some([0xcd, 0x80]),
+            0x20_0010 => Some([0x0f, 0x0b]),
+            0x20_0020 => Some([0x0f, 0x05]),
+            _ => None,
+        };
+        let general = Cause::Exception { vector: GP, error_code: Some(0x402), address: None };
+        assert_eq!(fault(UD, 0x20_0000, 0).in_common_form(read).cause, general);
+        let invalid = Cause::Exception { vector: UD, error_code: None, address: None };
+        assert_eq!(fault(UD, 0x20_0010, 0).in_common_form(read).cause, invalid);
+        let call = fault(PF, SYSCALL_STUB, 0x20_0022).in_common_form(read);
+        assert_eq!((call.cause, call.rip, call.registers.rflags), (invalid, 0x20_0020, 0x246));
+        let jump = fault(PF, SYSCALL_STUB, 0x20_0012).in_common_form(read);
+        assert_eq!(jump.rip, SYSCALL_STUB);
     }
 }

@@ -3,8 +3,7 @@
 //! Pick a core, enter it, handle the typed exit, next. A core is preempted only when another one waits. A worker without work
 //! sleeps until a core is queued, a deadline comes, or, when it watches the network, a frame arrives.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -92,30 +91,15 @@ impl WorkerShared {
     }
 }
 
-/// A deadline of an idle core.
-struct Deadline {
-    at: Instant,
+/// A deadline's place in its worker's queue: when, and a number that makes it unique.
+pub(crate) type DeadlineKey = (Instant, u64);
+
+/// Whose deadline it is.
+struct Sleeper {
     guest: Weak<Guest>,
     core: u32,
-    /// The core's sleep number when it was set.
+    /// The core's sleep number when it was set: one that was woken since has another.
     sleep: u64,
-}
-
-impl PartialEq for Deadline {
-    fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
-    }
-}
-impl Eq for Deadline {}
-impl PartialOrd for Deadline {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Deadline {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.at.cmp(&other.at)
-    }
 }
 
 /// The thread's own part.
@@ -123,14 +107,15 @@ pub(crate) struct Worker {
     cell: Arc<Shared>,
     index: usize,
     alarm: Alarm,
-    deadlines: BinaryHeap<Reverse<Deadline>>,
+    deadlines: BTreeMap<DeadlineKey, Sleeper>,
+    next_deadline: u64,
 }
 
 impl Worker {
     /// Makes the worker of the calling thread.
     pub(crate) fn new(cell: Arc<Shared>, index: usize) -> std::io::Result<Worker> {
         cell.workers[index].attention.adopt()?;
-        Ok(Worker { cell, index, alarm: Alarm::new()?, deadlines: BinaryHeap::new() })
+        Ok(Worker { cell, index, alarm: Alarm::new()?, deadlines: BTreeMap::new(), next_deadline: 0 })
     }
 
     fn mine(&self) -> &WorkerShared {
@@ -164,6 +149,7 @@ impl Worker {
     fn run(&mut self, mut vcore: Box<VirtualCore>) {
         let guest = Arc::clone(&vcore.guest);
         let Some(slot) = guest.cores.get(vcore.index as usize) else { return };
+        self.cancel_deadline(&mut vcore);
         slot.worker.store(u32::try_from(self.index).unwrap_or(0), Ordering::Relaxed);
         *self.mine().running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&guest));
         let schedule = guest.schedule();
@@ -177,6 +163,7 @@ impl Worker {
                 guest.fault(*fault);
                 break None;
             }
+            self.fire_deadlines();
             let others_wait = self.mine().waiting() > 0;
             self.cell.before_entry(&guest, others_wait);
             let limit = self.cell.service_limit();
@@ -194,6 +181,8 @@ impl Worker {
                 }
                 Exit::Interrupted => {
                     self.mine().attention.take();
+                    // The alarm may have been a deadline's; left in place, it would call the guest out again at once.
+                    self.fire_deadlines();
                     self.cell.serve_guest(&guest);
                     if entered.zip(limit).is_some_and(|(at, limit)| at.elapsed() >= limit) {
                         self.cell.service_limit_reached();
@@ -210,7 +199,7 @@ impl Worker {
             match after {
                 After::Continue if !turn_over => {}
                 After::Continue | After::Yield if self.mine().waiting() > 0 => break Some(vcore),
-                After::Continue | After::Yield => self.fire_deadlines(),
+                After::Continue | After::Yield => {}
                 After::Idle(until) => match self.rest(vcore, until) {
                     None => {
                         schedule.running.fetch_and(!(1 << index_of(slot, &guest)), Ordering::Relaxed);
@@ -254,7 +243,7 @@ impl Worker {
     /// Where the rings depend on the guest's exits, it exits after the service limit at the latest.
     fn set_alarm(&mut self, started: Instant, service: Option<(Instant, Duration)>) {
         let quantum = (self.mine().waiting() > 0).then(|| started + QUANTUM);
-        let deadline = self.deadlines.peek().map(|Reverse(d)| d.at);
+        let deadline = self.first_deadline();
         let service = service.map(|(entered, limit)| entered + limit);
         if let Some(at) = [quantum, deadline, service].into_iter().flatten().min() {
             self.alarm.set(at.saturating_duration_since(Instant::now()));
@@ -262,29 +251,48 @@ impl Worker {
     }
 
     /// Serves the rings and puts the core to rest. Gives it back when an interrupt is pending or the time has come.
-    fn rest(&mut self, vcore: Box<VirtualCore>, until: u64) -> Option<Box<VirtualCore>> {
+    fn rest(&mut self, mut vcore: Box<VirtualCore>, until: u64) -> Option<Box<VirtualCore>> {
         let guest = Arc::clone(&vcore.guest);
         self.cell.serve_idle(&guest);
         let control = guest.memory.control(vcore.index);
         if control.pending.load(Ordering::SeqCst) != 0 {
             return Some(vcore);
         }
+        let slot = guest.cores.get(vcore.index as usize)?;
+        let sleep = slot.sleep.fetch_add(1, Ordering::SeqCst) + 1;
         if until != FOREVER {
             let left = guest.clock.until(until);
             if left.is_zero() {
                 foraker_memory::guest::raise(control, interrupt::TIMER);
                 return Some(vcore);
             }
-            let sleep = guest.cores.get(vcore.index as usize)?.sleep.fetch_add(1, Ordering::SeqCst) + 1;
             // A deadline further away than the host's clock reaches never comes.
             if let Some(at) = Instant::now().checked_add(left) {
-                let guest = Arc::downgrade(&guest);
-                self.deadlines.push(Reverse(Deadline { at, guest, core: vcore.index, sleep }));
+                let key = (at, self.next_deadline);
+                self.next_deadline += 1;
+                let sleeper = Sleeper { guest: Arc::downgrade(&guest), core: vcore.index, sleep };
+                self.deadlines.insert(key, sleeper);
+                vcore.deadline = Some((self.index, key));
             }
-        } else if let Some(slot) = guest.cores.get(vcore.index as usize) {
-            slot.sleep.fetch_add(1, Ordering::SeqCst);
         }
-        vcore.park()
+        let back = vcore.park();
+        back.map(|mut vcore| {
+            self.cancel_deadline(&mut vcore);
+            vcore
+        })
+    }
+
+    /// Forgets the deadline of a core that is awake. One that another worker keeps is told by its sleep number, when it comes.
+    fn cancel_deadline(&mut self, vcore: &mut VirtualCore) {
+        if let Some((worker, key)) = vcore.deadline.take()
+            && worker == self.index
+        {
+            self.deadlines.remove(&key);
+        }
+    }
+
+    fn first_deadline(&self) -> Option<Instant> {
+        self.deadlines.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Raises the timer interrupt of every core whose deadline has come.
@@ -293,16 +301,11 @@ impl Worker {
             return;
         }
         let now = Instant::now();
-        while let Some(Reverse(first)) = self.deadlines.peek() {
-            let stale = first.guest.upgrade().is_none_or(|g| {
-                g.cores.get(first.core as usize).is_none_or(|s| s.sleep.load(Ordering::SeqCst) != first.sleep)
-            });
-            if !stale && first.at > now {
-                break;
-            }
-            if let Some(Reverse(due)) = self.deadlines.pop()
-                && !stale
-                && let Some(guest) = due.guest.upgrade()
+        while self.first_deadline().is_some_and(|at| at <= now)
+            && let Some((_, due)) = self.deadlines.pop_first()
+        {
+            if let Some(guest) = due.guest.upgrade()
+                && guest.cores.get(due.core as usize).is_some_and(|s| s.sleep.load(Ordering::SeqCst) == due.sleep)
             {
                 guest.raise(due.core, interrupt::TIMER);
             }
@@ -314,7 +317,7 @@ impl Worker {
         let mine = self.mine();
         mine.sleeping.store(true, Ordering::SeqCst);
         if mine.waiting() == 0 && !self.cell.is_stopping() {
-            let deadline = self.deadlines.peek().map(|Reverse(d)| d.at.saturating_duration_since(Instant::now()));
+            let deadline = self.first_deadline().map(|at| at.saturating_duration_since(Instant::now()));
             let (watched, patience) = self.cell.watch(self.index);
             let mut polls = [poll_for(mine.event.as_raw_fd()), poll_for(watched.unwrap_or(-1))];
             wait(&mut polls, [deadline, patience].into_iter().flatten().min());
@@ -388,7 +391,13 @@ fn fault_of(vcore: &mut VirtualCore, exit: Exit) -> Fault {
                 return machine(format!("vector {vector} with the stack at {:#x}", registers.rsp));
             };
             match vcore.core.fault_address() {
-                Ok(address) => Fault::from_frame(core, vector, registers, frame, address),
+                Ok(address) => {
+                    let fault = Fault::from_frame(core, vector, registers, frame, address);
+                    fault.in_common_form(|address| {
+                        let mut bytes = [0; 2];
+                        vcore.guest.memory.read(address, &mut bytes).then_some(bytes)
+                    })
+                }
                 Err(e) => machine(e.to_string()),
             }
         }

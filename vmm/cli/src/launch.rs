@@ -48,6 +48,15 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
         if specs.iter().take(i).any(|other| other.name == s.name) {
             bail!("two guests are called {}: give one of them another --name", s.name);
         }
+        let ip_of = |spec: &GuestSpec| spec.network.as_ref().and_then(|n| n.ipv4);
+        if let Some(ip) = ip_of(s)
+            && specs.iter().take(i).any(|other| ip_of(other) == Some(ip))
+        {
+            bail!("two guests have the address {ip}: give one of them another --ip");
+        }
+        if s.memory > foraker_abi::layout::MAX_MEMORY {
+            bail!("{} bytes of memory for {} are too much: a guest can have 1T at most", s.memory, s.name);
+        }
     }
     let mut listeners = Vec::new();
     for (options, spec) in all.iter().zip(&specs) {

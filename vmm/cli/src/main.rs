@@ -31,11 +31,38 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(status) => ExitCode::from(status),
-        Err(e) => fail(&format!("{e:#}")),
+        Err(e) => fail(&one_line(&e)),
     }
+}
+
+/// An error and its causes, each said once, without the host's numbers for them.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    while let Some((before, after)) = line.split_once(" (os error ") {
+        let after = after.split_once(')').map_or("", |(_, after)| after);
+        line = format!("{before}{after}");
+    }
+    line
 }
 
 fn fail(line: &str) -> ExitCode {
     eprintln!("vmm: {line}");
     ExitCode::from(STATUS_HOST)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn errors_are_one_line_that_says_everything_once() {
+        let cause = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let error = anyhow::Error::new(cause).context("cannot read: No such file or directory (os error 2)").context("x");
+        assert_eq!(super::one_line(&error), "x: cannot read: No such file or directory");
+    }
 }

@@ -40,6 +40,7 @@ pub(crate) struct Limits {
     #[serde(deserialize_with = "size")]
     pub(crate) tx_bandwidth: Option<u64>,
     /// Frames sent.
+    #[serde(deserialize_with = "size")]
     pub(crate) tx_packets: Option<u64>,
     /// Console bytes.
     #[serde(deserialize_with = "size")]
@@ -75,11 +76,12 @@ mod tests {
     #[test]
     fn reads_a_whole_manifest_and_refuses_unknown_keys() {
         let m = parse(Some(
-            "program = \"httpd\"\nmemory = \"16M\"\ncores = 2\nnetwork = true\narguments = [\"a\"]\n[environment]\nK = \"v\"\n[limits]\nrx_bandwidth = \"1M\"\nconsole = 4096\n",
+            "program = \"httpd\"\nmemory = \"16M\"\ncores = 2\nnetwork = true\narguments = [\"a\"]\n[environment]\nK = \"v\"\n[limits]\nrx_bandwidth = \"1M\"\ntx_packets = \"50K\"\nconsole = 4096\n",
         ))
         .unwrap();
         assert_eq!((m.memory, m.cores, m.network), (Some(16 << 20), Some(2), Some(true)));
         assert_eq!((m.limits.rx_bandwidth, m.limits.console), (Some(1 << 20), Some(4096)));
+        assert_eq!(m.limits.tx_packets, Some(50 << 10));
         assert_eq!(m.environment["K"], "v");
         assert!(parse(Some("colour = \"red\"")).is_err());
         assert!(parse(Some("memory = \"lots\"")).is_err());

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::{Image, Rights};
+
 /// Where an address is in the source. Each part may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Location {
@@ -17,6 +19,9 @@ pub struct Location {
 #[must_use]
 pub fn locate(path: &Path, address: u64) -> Option<Location> {
     let loader = addr2line::Loader::new(path).ok()?;
+    if !is_code(path, address) {
+        return None;
+    }
     let mut found = Location::default();
     if let Ok(mut frames) = loader.find_frames(address) {
         // From the innermost inlined function outwards: the first that is not of the standard library, else the innermost.
@@ -38,4 +43,11 @@ pub fn locate(path: &Path, address: u64) -> Option<Location> {
             .map(|name| addr2line::demangle_auto(std::borrow::Cow::Borrowed(name), None).into_owned());
     }
     (found != Location::default()).then_some(found)
+}
+
+/// Whether an address is one of instructions. The last symbol of a file would claim all addresses behind it.
+fn is_code(path: &Path, address: u64) -> bool {
+    Image::open(path).is_ok_and(|image| {
+        image.segments.iter().any(|s| s.rights == Rights::Execute && (s.address..s.end()).contains(&address))
+    })
 }

@@ -71,11 +71,9 @@ impl Host {
             .map_err(|e| HostError::Unusable(std::io::Error::from_raw_os_error(e.errno())))?;
         let leaf = |function, index| cpuid.as_slice().iter().find(|e| e.function == function && e.index == index);
         let xcr0 = leaf(0xd, 0).map_or(3, |e| (u64::from(e.edx) << 32 | u64::from(e.eax)) & XCR0_MASK);
-        let cpu_features = features(
-            leaf(1, 0).map_or(0, |e| e.ecx),
-            leaf(7, 0).map_or(0, |e| e.ebx),
-            xcr0,
-        );
+        let own = |leaf| std::arch::x86_64::__cpuid_count(leaf, 0);
+        let rdrand = leaf(1, 0).is_some_and(|e| e.ecx & 1 << 30 != 0);
+        let cpu_features = features(own(1).ecx, own(7).ebx, xcr0, rdrand);
         Ok(Host { kvm, cpuid, xcr0, cpu_features })
     }
 
@@ -85,6 +83,14 @@ impl Host {
         self.cpu_features
     }
 
+    /// Type of the task state segment in TR. VMX enters 64-bit code with a busy one (11) only. AMD processors do not show the busy bit
+    /// of a loaded TR, and emulators of them (QEMU's) look at the I/O bitmap of an available one (9) only.
+    pub(crate) fn task_state_type(&self) -> u8 {
+        const AUTH: u32 = u32::from_le_bytes(*b"Auth");
+        let amd = self.cpuid.as_slice().iter().any(|e| e.function == 0 && e.ebx == AUTH);
+        if amd { 9 } else { 11 }
+    }
+
     /// Most virtual CPUs of one machine.
     #[must_use]
     pub fn max_cores(&self) -> usize {
@@ -92,14 +98,17 @@ impl Host {
     }
 }
 
-fn features(leaf1_ecx: u32, leaf7_ebx: u32, xcr0: u64) -> u64 {
+/// `CPU_*` bits, by the processor's own leaves: an unprivileged instruction works in a guest when the processor has it and its
+/// state is enabled, whatever KVM says in the guest's CPUID (`kvm-pvm` says little). RDRAND alone can be made to fail
+/// there, so that KVM is asked; FSGSBASE is enabled in CR4, or no machine could be made.
+fn features(leaf1_ecx: u32, leaf7_ebx: u32, xcr0: u64, rdrand: bool) -> u64 {
     use foraker_abi::registers as r;
     let avx = xcr0 & 4 != 0 && leaf1_ecx & 1 << 28 != 0;
     [
         (avx, r::CPU_AVX),
         (avx && leaf7_ebx & 1 << 5 != 0, r::CPU_AVX2),
         (leaf1_ecx & 1 << 25 != 0, r::CPU_AES),
-        (leaf1_ecx & 1 << 30 != 0, r::CPU_RDRAND),
+        (rdrand && leaf1_ecx & 1 << 30 != 0, r::CPU_RDRAND),
         (leaf7_ebx & 1 != 0, r::CPU_FSGSBASE),
         (leaf7_ebx & 1 << 9 != 0, r::CPU_ERMS),
         (xcr0 & 0xe0 == 0xe0 && leaf7_ebx & 1 << 16 != 0, r::CPU_AVX512),

@@ -117,7 +117,8 @@ impl Machine {
         if written != entries.len() {
             return Err(failed("set all MSRs")(kvm_ioctls::Error::new(libc::EIO)));
         }
-        fd.set_sregs(&special_registers(index, self.memory.page_tables())).map_err(failed("set segment registers"))?;
+        let special = special_registers(index, self.memory.page_tables(), self.host.task_state_type());
+        fd.set_sregs(&special).map_err(failed("set segment registers"))?;
         fd.set_sync_valid_reg(SyncReg::Register);
         let mut core = Core { fd };
         core.restart(start);
@@ -131,7 +132,7 @@ fn xcrs(xcr0: u64) -> kvm_xcrs {
     x
 }
 
-fn special_registers(index: u32, page_tables: u64) -> kvm_sregs {
+fn special_registers(index: u32, page_tables: u64, task_state_type: u8) -> kvm_sregs {
     let segment = |selector: u16, type_: u8, dpl: u8, code: bool| kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -160,7 +161,7 @@ fn special_registers(index: u32, page_tables: u64) -> kvm_sregs {
             base: TASK_STATES + u64::from(index) * TASK_STATE_SIZE,
             limit: TASK_STATE_LIMIT,
             selector: KERNEL_DATA,
-            type_: 11,
+            type_: task_state_type,
             present: 1,
             ..Default::default()
         },

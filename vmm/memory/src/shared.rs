@@ -3,7 +3,7 @@
 //! It is mapped read-only into the VMM and given to each machine as a read-only slot, so that neither a guest nor a mistake
 //! of the VMM can change it under the others.
 
-use foraker_abi::fault::BP;
+use foraker_abi::fault::{BP, OF};
 use foraker_abi::hypercall::{DOORBELL_PORT, FAULT_PORT, PORT};
 use foraker_abi::layout::{
     FAULT_FRAME_SIZE, FAULT_STACK, FAULT_STUB_SIZE, FAULT_STUBS, GDT, IDT, KERNEL_CODE, MAX_CORES, PAGE_SIZE,
@@ -114,8 +114,9 @@ fn supervisor() -> Vec<(u64, Vec<u8>)> {
         stubs.extend_from_slice(&[0xe6, FAULT_PORT, 0xeb, 0xfe]);
         stubs.resize(stubs.len().next_multiple_of(16), 0xcc);
         if vector < VECTORS {
-            // Interrupt gate, present; a guest may call only the breakpoint's.
-            let kind: u64 = if vector == u64::from(BP) { 0xee } else { 0x8e };
+            // Interrupt gate, present; a guest may call only those of breakpoint and overflow, as on every PC.
+            let open = vector == u64::from(BP) || vector == u64::from(OF);
+            let kind: u64 = if open { 0xee } else { 0x8e };
             let low = stub & 0xffff | u64::from(KERNEL_CODE) << 16 | kind << 40 | (stub >> 16 & 0xffff) << 48;
             idt.extend_from_slice(&low.to_le_bytes());
             idt.extend_from_slice(&(stub >> 32).to_le_bytes());

@@ -192,6 +192,12 @@ pub fn ethernet(bytes: &[u8]) -> Result<(Mac, Mac, u16), Malformed> {
     Ok((Mac([d0, d1, d2, d3, d4, d5]), Mac([s0, s1, s2, s3, s4, s5]), u16::from_be_bytes([t0, t1])))
 }
 
+/// Whether an IPv6 packet is surely no neighbour discovery: TCP or UDP right behind its header.
+#[inline]
+pub(crate) fn no_discovery(bytes: &[u8]) -> bool {
+    matches!(bytes.get(ETHERNET + 6), Some(&(PROTOCOL_TCP | PROTOCOL_UDP)))
+}
+
 /// Parses a frame of `length` bytes, of which `bytes` are the first: all of them, or at least [`MAX_HEADERS`].
 ///
 /// # Errors

@@ -110,7 +110,7 @@ pub use frame::Mac;
 pub use link::Link;
 pub use memory::{DeviceMemory, MemoryError};
 pub use notices::Notices;
-pub use parts::Parts;
+pub use parts::{Parts, Places};
 pub use pcap::Pcap;
 pub use port::{Limits, OverLimit, Port, PortConfig, RingState};
 pub use ring::{FaultKind, Queue, RingFault};

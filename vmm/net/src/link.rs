@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::parts::Parts;
+use crate::parts::{Parts, Places};
 
 /// Sends and receives frames behind offload headers.
 pub trait Link {
@@ -11,6 +11,12 @@ pub trait Link {
     /// # Errors
     /// The link is down.
     fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// The same into several places, one behind the other.
+    ///
+    /// # Errors
+    /// The link is down.
+    fn receive_scattered(&self, places: Places<'_>) -> io::Result<Option<usize>>;
 
     /// Sends an offload header and a frame.
     ///

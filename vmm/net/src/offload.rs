@@ -2,7 +2,7 @@
 //!
 //! Two kinds of mistakes are told apart. A header that contradicts itself or its frame's length can only come from a
 //! broken driver: [`BadOffload`], which ends the guest. One that does not match the packet behind it makes a bad
-//! frame, which is dropped ([`matches`]).
+//! frame, which is dropped ([`matches()`]).
 
 use foraker_abi::net::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, Header, NEEDS_CSUM};
 

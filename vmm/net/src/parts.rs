@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 /// Bytes of the VMM or of a guest. The same layout as `iovec`, so that a list of them can be given to the kernel.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(crate) struct Part(libc::iovec);
 
@@ -14,6 +14,16 @@ impl Part {
     #[inline]
     pub(crate) fn new(base: *const u8, length: usize) -> Self {
         Part(libc::iovec { iov_base: base.cast_mut().cast(), iov_len: length })
+    }
+
+    /// Takes in what lies directly behind. False if it lies elsewhere.
+    #[inline]
+    pub(crate) fn join(&mut self, next: NonNull<u8>, length: usize) -> bool {
+        if self.base().wrapping_add(self.length()) != next.as_ptr() {
+            return false;
+        }
+        self.0.iov_len += length;
+        true
     }
 
     #[inline]
@@ -89,6 +99,44 @@ impl<'a> Whole<'a> {
     pub(crate) fn parts(&self) -> Parts<'_> {
         let [part] = &self.part;
         Parts { list: &self.part, total: part.length(), bytes: PhantomData }
+    }
+}
+
+/// Room for an offload header and a frame, in pieces.
+///
+/// Invariant: the pieces are mapped and writable for `'a`, and nobody else in the VMM writes to them meanwhile. Where
+/// they are a guest's, it may.
+pub struct Places<'a> {
+    list: &'a [Part],
+    bytes: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Places<'a> {
+    /// These pieces.
+    ///
+    /// # Safety
+    /// They are mapped and writable for `'a`, and nobody else in the VMM writes to them meanwhile.
+    #[inline]
+    pub(crate) unsafe fn new(list: &'a [Part]) -> Self {
+        Places { list, bytes: PhantomData }
+    }
+
+    /// Copies `from` to them, as far as they have room. Returns how many bytes.
+    pub fn copy_from(&mut self, from: &[u8]) -> usize {
+        let mut done = 0;
+        for part in self.list {
+            let rest = from.get(done..).unwrap_or_default();
+            let chunk = rest.len().min(part.length());
+            // SAFETY: `chunk` writable bytes, by the invariant.
+            unsafe { std::ptr::copy(rest.as_ptr(), part.base().cast_mut(), chunk) };
+            done += chunk;
+        }
+        done
+    }
+
+    #[inline]
+    pub(crate) fn list(&self) -> &'a [Part] {
+        self.list
     }
 }
 

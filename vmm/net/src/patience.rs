@@ -2,8 +2,9 @@
 //!
 //! Leaving frames in the TAP device's queue instead of dropping them is what a sender's TCP needs: the queue is long,
 //! a guest's ring holds a few large frames, and the guest empties it in microseconds. But frames for others wait
-//! behind. So when the cell has one port, a frame may wait long; when there are more, a short time, and all waits together take at most a fifth
-//! of the time, however badly a guest behaves. Afterwards frames are dropped until one is delivered.
+//! behind. So when the cell has one port, a frame may wait long; when there are more, a short time, and all waits
+//! together take at most a fifth of the time, however badly a guest behaves. Afterwards frames are dropped until one
+//! is delivered.
 
 use foraker_policy::token_bucket::TokenBucket;
 

@@ -5,7 +5,8 @@
 //! the same time cannot deadlock. Nothing else is locked while a receive half is.
 //!
 //! **End.** Closing a port empties both halves under their locks: when [`Port::close`] has returned, no thread
-//! reaches the guest's memory any more. A half whose ring the guest broke is emptied at once, and the fault reported once.
+//! reaches the guest's memory any more. A half whose ring the guest broke is emptied at once, and the fault reported
+//! once.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +18,8 @@ use crate::counters::{Counters, DropReason};
 use crate::frame::Mac;
 use crate::memory::{DeviceMemory, MemoryError};
 use crate::notices::Notices;
-use crate::parts::Parts;
-use crate::receive::{Delivery, ReceiveQueue};
+use crate::parts::{Parts, Places};
+use crate::receive::{Delivery, FRONT, ReceiveQueue, Slots};
 use crate::ring::RingFault;
 use crate::trace::{self, Point};
 use crate::transmit::TransmitQueue;
@@ -272,7 +273,8 @@ pub(crate) enum Outcome {
     Dropped,
 }
 
-/// A run of deliveries to one port, under one lock. What is delivered is shown to the guest now and then, and at the latest by [`Self::finish`].
+/// A run of deliveries to one port, under one lock. What is delivered is shown to the guest now and then, and at the
+/// latest by [`Self::finish`].
 #[must_use]
 pub(crate) struct Batch<'a> {
     port: &'a Arc<Port>,
@@ -327,6 +329,50 @@ impl<'a> Batch<'a> {
         if let Some(bucket) = &mut half.bytes {
             let _ = bucket.take(now_ns, u64::try_from(length).unwrap_or(u64::MAX));
         }
+        self.count(length);
+        Outcome::Delivered
+    }
+
+    /// Lists the guest's next buffers, so that a frame can be read straight into them. False if there are not enough,
+    /// or the guest has a limit that each frame must pass first.
+    pub(crate) fn offer(&mut self, slots: &mut Slots) -> bool {
+        let Some(half) = self.half.as_mut() else { return false };
+        if half.bytes.is_some() {
+            return false;
+        }
+        match half.queue.offer(slots) {
+            Ok(offered) => offered,
+            Err(fault) => {
+                self.fault = Some(fault);
+                *self.half = None;
+                false
+            }
+        }
+    }
+
+    /// The places of what was offered, behind `front`.
+    pub(crate) fn places<'b>(&'b mut self, slots: &'b mut Slots, front: &'b mut [u8; FRONT]) -> Places<'b> {
+        // SAFETY: `offer` listed writable memory of the guest, which stays mapped while the half is locked and open;
+        // `self` has the lock and is borrowed for as long. Only the lock's holder writes there.
+        unsafe { Places::new(slots.parts(front)) }
+    }
+
+    /// What was read into the places behind the front: `total` bytes, the front's included.
+    pub(crate) fn rest<'b>(&'b self, slots: &'b Slots, total: usize) -> Parts<'b> {
+        // SAFETY: as in `places`.
+        unsafe { Parts::new(slots.rest(), total.saturating_sub(FRONT)) }
+    }
+
+    /// Delivers the frame that was read into the places, `total` bytes in all.
+    pub(crate) fn accept(&mut self, slots: &Slots, front: &[u8; FRONT], total: usize) {
+        let Some(half) = self.half.as_mut() else { return };
+        half.queue.accept(slots, front, total);
+        self.count(total.saturating_sub(foraker_abi::net::HEADER_SIZE));
+    }
+
+    /// Counts a delivered frame, and shows the guest what there is if that is enough.
+    #[inline]
+    fn count(&mut self, length: usize) {
         self.frames += 1;
         self.bytes += u64::try_from(length).unwrap_or(0);
         self.unpublished_frames += 1;
@@ -334,7 +380,6 @@ impl<'a> Batch<'a> {
         if self.unpublished_frames >= PUBLISH_FRAMES || self.unpublished_bytes >= PUBLISH_BYTES {
             self.publish();
         }
-        Outcome::Delivered
     }
 
     /// Counts a frame for this port as dropped.
@@ -350,11 +395,9 @@ impl<'a> Batch<'a> {
     }
 
     fn publish(&mut self) {
-        if let Some(half) = self.half.as_mut() {
-            if half.queue.publish() {
-                self.published = true;
-                trace::pass(Point::Published, self.unpublished_bytes);
-            }
+        if self.half.as_mut().is_some_and(|half| half.queue.publish()) {
+            self.published = true;
+            trace::pass(Point::Published, self.unpublished_bytes);
         }
         self.unpublished_frames = 0;
         self.unpublished_bytes = 0;

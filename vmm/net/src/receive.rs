@@ -2,15 +2,65 @@
 
 use std::ptr::NonNull;
 
-use foraker_abi::net::{HEADER_SIZE, MIN_RX_BUFFER};
+use foraker_abi::net::{HEADER_SIZE, MAX_FRAME, MIN_RX_BUFFER};
 use foraker_abi::ring::{DESC_NEXT, DESC_WRITE, Descriptor, QUEUE_SIZE};
 
 use crate::memory::{DeviceMemory, MappedRing};
-use crate::parts::Parts;
+use crate::parts::{Part, Parts};
 use crate::ring::{FaultKind, Queue, RingFault, SplitQueue};
 
 /// Offset of `num_buffers` in a header.
 const NUM_BUFFERS: usize = HEADER_SIZE - 2;
+
+/// Bytes of a scattered frame that the VMM keeps for itself to decide upon, header included.
+pub(crate) const FRONT: usize = 140;
+const _: () = assert!(FRONT < MIN_RX_BUFFER as usize);
+
+/// Most buffers that a frame is scattered over.
+const MAX_SLOTS: usize = 64;
+
+/// Buffers of a guest, checked, into which a frame is about to be read.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    /// First descriptor and bytes of each.
+    buffers: [(u16, usize); MAX_SLOTS],
+    count: usize,
+    /// Where the first one is.
+    first: NonNull<u8>,
+    /// Their memory, neighbours joined. Element 0 is for the first [`FRONT`] bytes, which go elsewhere.
+    parts: [Part; MAX_SLOTS + 1],
+    parts_used: usize,
+}
+
+// SAFETY: the addresses are used only under the lock of the half that they were taken from.
+unsafe impl Send for Slots {}
+
+impl Slots {
+    pub(crate) fn new() -> Self {
+        Slots {
+            buffers: [(0, 0); MAX_SLOTS],
+            count: 0,
+            first: NonNull::dangling(),
+            parts: [Part::EMPTY; MAX_SLOTS + 1],
+            parts_used: 0,
+        }
+    }
+
+    /// The places to read to, the first of them `front`.
+    #[inline]
+    pub(crate) fn parts(&mut self, front: &mut [u8; FRONT]) -> &[Part] {
+        if let Some(place) = self.parts.first_mut() {
+            *place = Part::new(front.as_mut_ptr(), FRONT);
+        }
+        self.parts.get(..self.parts_used).unwrap_or_default()
+    }
+
+    /// The places behind the front.
+    #[inline]
+    pub(crate) fn rest(&self) -> &[Part] {
+        self.parts.get(1..self.parts_used).unwrap_or_default()
+    }
+}
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +134,72 @@ impl ReceiveQueue {
         unsafe { field.cast::<[u8; 2]>().write_unaligned(count.to_le_bytes()) };
         self.queue.complete(count);
         Ok(Delivery::Done)
+    }
+
+    /// Lists the next buffers, enough for a frame of any size. False if there are not enough, or too many are needed.
+    /// Nothing changes in the ring.
+    ///
+    /// # Errors
+    /// The guest broke the ring.
+    pub(crate) fn offer(&mut self, slots: &mut Slots) -> Result<bool, RingFault> {
+        self.list(slots).map_err(fault)
+    }
+
+    fn list(&mut self, slots: &mut Slots) -> Result<bool, FaultKind> {
+        (slots.count, slots.parts_used) = (0, 1);
+        let (mut room, mut ahead) = (0, 0);
+        while room < HEADER_SIZE + MAX_FRAME {
+            if ahead == self.queue.waiting() && self.queue.refresh()? == ahead {
+                return Ok(false);
+            }
+            let (head, descriptor, mut place) = self.buffer(ahead)?;
+            let length = size(&descriptor);
+            let Some(slot) = slots.buffers.get_mut(slots.count) else { return Ok(false) };
+            *slot = (head, length);
+            let mut behind_front = length;
+            if slots.count == 0 {
+                slots.first = place;
+                behind_front -= FRONT;
+                // SAFETY: the buffer has at least `MIN_RX_BUFFER` bytes, more than `FRONT`.
+                place = unsafe { place.add(FRONT) };
+            }
+            slots.count += 1;
+            let joined = slots.parts_used > 1
+                && slots
+                    .parts
+                    .get_mut(slots.parts_used - 1)
+                    .is_some_and(|last| last.join(place, behind_front));
+            if !joined && let Some(part) = slots.parts.get_mut(slots.parts_used) {
+                *part = Part::new(place.as_ptr(), behind_front);
+                slots.parts_used += 1;
+            }
+            room += length;
+            ahead += 1;
+        }
+        Ok(true)
+    }
+
+    /// Makes the frame of `total` bytes (at least a header), that was read into `slots` behind its `front`, the next
+    /// one of the ring. `slots` are what [`Self::offer`] listed, and nothing was done with the ring since.
+    pub(crate) fn accept(&mut self, slots: &Slots, front: &[u8; FRONT], total: usize) {
+        let (mut left, mut count) = (total, 0_u16);
+        for &(head, length) in slots.buffers.iter().take(slots.count) {
+            let chunk = left.min(length);
+            self.queue.set_used(count, head, u32::try_from(chunk).unwrap_or(u32::MAX));
+            left -= chunk;
+            count += 1;
+            if left == 0 {
+                break;
+            }
+        }
+        let mut front = *front;
+        if let Some(field) = front.get_mut(NUM_BUFFERS..HEADER_SIZE) {
+            field.copy_from_slice(&count.to_le_bytes());
+        }
+        // SAFETY: the first buffer has at least `FRONT` writable bytes, checked by `offer`, and its memory is still
+        // there.
+        unsafe { std::ptr::copy(front.as_ptr(), slots.first.as_ptr(), FRONT.min(total)) };
+        self.queue.complete(count);
     }
 
     /// Whether the buffers that wait hold `total` bytes. Their lengths are only an estimate, taken to avoid copying a

@@ -2,7 +2,8 @@
 //!
 //! It answers address resolution itself, for guests and for the gateway, so that a broadcast wakes nobody; it passes
 //! a guest's frame on only if every source address in it is the guest's own; and it keeps networks apart, also
-//! on the way through the host, whose kernel would otherwise route between them. The cost of a decision does not depend on the number of ports.
+//! on the way through the host, whose kernel would otherwise route between them. The cost of a decision does not
+//! depend on the number of ports.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -93,7 +94,8 @@ impl Tables {
 #[derive(Debug)]
 pub struct Switch {
     gateway: Gateway,
-    /// Held for one look-up at a time, and for writing only while a port comes or goes.
+    /// Held for one look-up (or one read from the link) at a time, and for writing only while a port comes or goes.
+    /// The innermost lock: nothing else is locked while it is held.
     tables: RwLock<Tables>,
     ports: AtomicUsize,
     /// Whether there is more than one network.
@@ -132,6 +134,13 @@ impl Switch {
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// If this is the only port: a guard while which no other is added.
+    pub(crate) fn only_port(&self, port: &Arc<Port>) -> Option<impl Sized> {
+        let tables = self.read();
+        (tables.by_mac.len() == 1 && tables.mac(port.mac()).is_some_and(|there| Arc::ptr_eq(there, port)))
+            .then_some(tables)
     }
 
     /// Adds a port. None of the guest's memory is touched.

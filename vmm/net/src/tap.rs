@@ -16,7 +16,7 @@ use foraker_abi::net::HEADER_SIZE;
 use crate::frame::Mac;
 use crate::link::Link;
 use crate::netlink;
-use crate::parts::Parts;
+use crate::parts::{Parts, Places};
 
 /// Frames that the device queues towards the cell before the host drops.
 pub const QUEUE_LENGTH: u32 = 4096;
@@ -357,6 +357,24 @@ impl Link for Tap {
     #[inline]
     fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         self.read(buffer)
+    }
+
+    #[inline]
+    fn receive_scattered(&self, places: Places<'_>) -> io::Result<Option<usize>> {
+        let list = places.list();
+        let count = c_int::try_from(list.len()).unwrap_or(c_int::MAX);
+        loop {
+            // SAFETY: writable, by the invariant of `Places`; `Part` is an `iovec` in a transparent coat.
+            let length = unsafe { libc::readv(self.file.as_raw_fd(), list.as_ptr().cast(), count) };
+            if let Ok(length) = usize::try_from(length) {
+                return Ok(Some(length));
+            }
+            match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            }
+        }
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! When frames pass certain points of their way through the VMM, for whoever measures their latency.
 //!
 //! Off, a point costs one load. On, each passing is one record of 16 bytes in memory that was set aside before; when that is used up,
-//! further ones are dropped and counted. [`write`] puts them out, little-endian: time-stamp counter (8), point (4), bytes of the frame (4).
+//! further ones are dropped and counted. [`write()`] puts them out, little-endian: time-stamp counter (8), point (4), bytes of the frame (4).
 
 use std::arch::x86_64::_rdtsc;
 use std::io::{self, Write};
@@ -90,7 +90,8 @@ mod tests {
         pass(Point::Taken, 0x1234);
         let mut out = Vec::new();
         write(&mut out).unwrap();
-        let found = out.chunks_exact(16).any(|r| r[8..] == [3, 0, 0, 0, 0x34, 0x12, 0, 0] && r[..8] != [0; 8]);
+        let found =
+            out.chunks_exact(16).any(|r| r[8..] == [3, 0, 0, 0, 0x34, 0x12, 0, 0] && r[..8] != [0; 8]);
         assert!(found, "the record has its point and length behind its time");
         for _ in 0..2000 {
             pass(Point::TapWrite, 60);

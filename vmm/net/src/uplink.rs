@@ -1,10 +1,15 @@
 //! Moves frames: from the TAP device to the guests, and from a guest to the TAP device, another guest, or nowhere.
 //!
-//! Any thread may call [`Uplink::receive`] and [`Uplink::transmit`], also at the same time; who does, and when, is the caller's policy.
-//! Locks, in order: the reader's, a transmit half, the switch's table (for one look-up), a receive half.
+//! Any thread may call [`Uplink::receive`] and [`Uplink::transmit`], also at the same time; who does, and when, is
+//! the caller's policy. Locks, in order: the reader's, a transmit half, a receive half, the switch's table.
 //!
-//! **A full receive ring.** The frame at hand waits, and what comes behind it stays in the TAP device's queue, as [`crate::patience`] allows;
-//! then frames for that port are dropped and counted until it takes one.
+//! **One guest alone.** As long as a cell has one port and its frames are large, they are read from the link
+//! straight into the guest's buffers, which saves a copy. What decisions are made on, the first [`FRONT`] bytes, is
+//! read into the VMM's memory even then. With more ports a frame that turns out to be for another guest would already
+//! have been shown to the wrong one.
+//!
+//! **A full receive ring.** The frame at hand waits, and what comes behind it stays in the TAP device's queue, as
+//! [`crate::patience`] allows; then frames for that port are dropped and counted until it takes one.
 
 use std::io;
 use std::ptr::NonNull;
@@ -14,7 +19,7 @@ use foraker_abi::interrupt;
 use foraker_abi::net::{ETHERNET_HEADER, HEADER_SIZE, MAX_FRAME};
 
 use crate::counters::{Counters, DropReason};
-use crate::frame::{self, ETHERTYPE_IPV4};
+use crate::frame::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::link::Link;
 use crate::notices::Notices;
 use crate::offload;
@@ -22,6 +27,7 @@ use crate::parts::{Parts, Whole};
 use crate::patience::Patience;
 use crate::pcap::Pcap;
 use crate::port::{Allowance, Batch, Outcome, PUBLISH_BYTES, PUBLISH_FRAMES, Port, TransmitHalf};
+use crate::receive::{FRONT, Slots};
 use crate::ring::RingFault;
 use crate::switch::{Route, Switch};
 use crate::tap::Tap;
@@ -30,6 +36,9 @@ use crate::transmit::Outgoing;
 
 /// Bytes of ethernet header and one VLAN-less IP packet beyond the MTU.
 const BOUNCE: usize = HEADER_SIZE + MAX_FRAME + 64;
+
+/// Frames from this size on are read straight into the guest's buffers, when the one before was as large.
+const DIRECT: usize = 16 << 10;
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,8 +50,9 @@ pub enum Served {
     More,
     /// Receive only: another thread is at it.
     Busy,
-    /// Receive only: a guest's receive ring is full, and frames wait for it. Call again when that guest gives buffers (it is
-    /// asked to ring the doorbell) or exits, and at the latest at `until_ns`. Do not poll the TAP device meanwhile: it stays readable.
+    /// Receive only: a guest's receive ring is full, and frames wait for it. Call again when that guest gives buffers
+    /// (it is asked to ring the doorbell) or exits, and at the latest at `until_ns`. Do not poll the TAP device
+    /// meanwhile: it stays readable.
     Waiting {
         /// The guest's [`Port::id`].
         port: u64,
@@ -84,6 +94,7 @@ struct Reader {
     /// Bytes of a frame in `bounce` that waits for its port's ring.
     held: Option<usize>,
     patience: Patience,
+    slots: Box<Slots>,
 }
 
 impl Reader {
@@ -94,12 +105,13 @@ impl Reader {
 }
 
 impl<L: Link> Uplink<L> {
-    /// Joins a TAP device (or another link) and a switch. With a capture, every frame is recorded before it is decided upon.
+    /// Joins a TAP device (or another link) and a switch. With a capture, every frame is recorded before it is
+    /// decided upon.
     #[must_use]
     pub fn new(link: L, switch: Arc<Switch>, pcap: Option<Pcap>) -> Self {
         let bounce = vec![0_u8; BOUNCE].into_boxed_slice();
         let bounce = bounce.try_into().unwrap_or_else(|_| Box::new([0; BOUNCE]));
-        let reader = Reader { bounce, held: None, patience: Patience::new() };
+        let reader = Reader { bounce, held: None, patience: Patience::new(), slots: Box::new(Slots::new()) };
         Uplink { link, switch, pcap, counters: Counters::default(), reader: Mutex::new(reader) }
     }
 
@@ -230,12 +242,10 @@ impl<L: Link> Uplink<L> {
                 reader.patience.progress(now_ns);
                 let _ = batch.want_doorbell(false);
             }
-            if work.frames >= budget {
-                break Ok(Run::End(Served::More));
-            }
-            match self.read(reader, work) {
-                Ok(Some(next)) => total = next,
-                Ok(None) => break Ok(Run::End(Served::Drained)),
+            let large = outcome == Outcome::Delivered && total >= DIRECT;
+            match self.next(reader, &mut batch, large, budget, work) {
+                Ok(Next::Frame(next)) => total = next,
+                Ok(Next::End(served)) => break Ok(Run::End(served)),
                 Err(e) => break Err(e),
             }
             if !self.same_way(batch.port(), reader.frame(total)) {
@@ -246,12 +256,53 @@ impl<L: Link> Uplink<L> {
         run
     }
 
+    /// Reads until there is a frame in the bounce buffer. After a `large` one that was delivered, frames for the same
+    /// port are read straight into its buffers if it is the only port.
+    #[inline]
+    fn next(
+        &self,
+        reader: &mut Reader,
+        batch: &mut Batch<'_>,
+        mut large: bool,
+        budget: usize,
+        work: &mut Work,
+    ) -> io::Result<Next> {
+        while large && self.pcap.is_none() && work.frames < budget {
+            let Reader { bounce, slots, .. } = &mut *reader;
+            let Some(_alone) = self.switch.only_port(batch.port()) else { break };
+            let Some(front) = bounce.first_chunk_mut::<FRONT>() else { break };
+            if !batch.offer(slots) {
+                break;
+            }
+            let Some(total) = self.link.receive_scattered(batch.places(slots, front))? else {
+                return Ok(Next::End(Served::Drained));
+            };
+            if !self.arrived(total, work) {
+                continue;
+            }
+            if self.same_way(batch.port(), front.get(HEADER_SIZE..total.min(FRONT)).unwrap_or_default()) {
+                batch.accept(slots, front, total);
+                large = total >= DIRECT;
+                continue;
+            }
+            // Of what was read into the guest's memory nothing is decided upon: it may have changed.
+            batch.rest(slots, total).copy_to(bounce.get_mut(FRONT..total).unwrap_or_default());
+            return Ok(Next::Frame(total));
+        }
+        if work.frames >= budget {
+            return Ok(Next::End(Served::More));
+        }
+        Ok(self.read(reader, work)?.map_or(Next::End(Served::Drained), Next::Frame))
+    }
+
     /// Whether a frame surely goes to this port, as [`Switch::route_uplink`] would say.
     #[inline]
     fn same_way(&self, port: &Port, frame: &[u8]) -> bool {
         !self.switch.is_divided()
             && frame::ethernet(frame).is_ok_and(|(destination, _, ethertype)| {
-                destination == port.mac() && ethertype == ETHERTYPE_IPV4
+                destination == port.mac()
+                    && (ethertype == ETHERTYPE_IPV4
+                        || ethertype == ETHERTYPE_IPV6 && frame::no_discovery(frame))
             })
     }
 
@@ -260,20 +311,29 @@ impl<L: Link> Uplink<L> {
     fn read(&self, reader: &mut Reader, work: &mut Work) -> io::Result<Option<usize>> {
         loop {
             let Some(total) = self.link.receive(reader.bounce.as_mut_slice())? else { return Ok(None) };
-            let length = total.saturating_sub(HEADER_SIZE);
-            trace::pass(Point::TapRead, length);
-            work.frames += 1;
-            work.bytes += length;
             if let Some(pcap) = &self.pcap {
-                pcap.record(length, |to| {
+                pcap.record(total.saturating_sub(HEADER_SIZE), |to| {
                     to.copy_from_slice(reader.frame(total).get(..to.len()).unwrap_or_default())
                 });
             }
-            if (HEADER_SIZE + ETHERNET_HEADER..=HEADER_SIZE + MAX_FRAME).contains(&total) {
+            if self.arrived(total, work) {
                 return Ok(Some(total));
             }
+        }
+    }
+
+    /// Counts a frame of `total` bytes with its header. False, and it is dropped, if that is no length of a frame.
+    #[inline]
+    fn arrived(&self, total: usize, work: &mut Work) -> bool {
+        let length = total.saturating_sub(HEADER_SIZE);
+        trace::pass(Point::TapRead, length);
+        work.frames += 1;
+        work.bytes += length;
+        let good = (ETHERNET_HEADER..=MAX_FRAME).contains(&length);
+        if !good {
             self.counters.rx.drops.count(DropReason::Malformed);
         }
+        good
     }
 
     /// Takes at most `budget` frames from a port's transmit ring and sends them on. Waits for another thread that
@@ -408,6 +468,13 @@ impl<L: Link> Uplink<L> {
 enum Run {
     /// The frame at hand, of this many bytes with its header, goes elsewhere.
     Next(usize),
+    End(Served),
+}
+
+/// What reading on came to.
+enum Next {
+    /// A frame of this many bytes with its header is in the bounce buffer.
+    Frame(usize),
     End(Served),
 }
 

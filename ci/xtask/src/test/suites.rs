@@ -21,6 +21,8 @@ use crate::{
 pub(super) const PACKAGE: &str = "foraker-tests";
 /// Tells a suite which KVM it runs on: `host` or `stock`.
 const BACK_END: &str = "BACK_END";
+/// Suites that need programs which are not in the machine in QEMU (`curl`, `wrk`).
+const HOST_ONLY: [&str; 1] = ["clients"];
 /// How long one test program may take here.
 const HOST_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// How long all of them may take in QEMU, boot included.
@@ -51,7 +53,16 @@ pub(super) fn stock(context: &Context) -> Result<Totals> {
     let workspace = &context.workspace;
     let mut files = qemu::own_files(workspace)?;
     let mut script = "failed=0\n".to_owned();
+    let mut totals = Totals::default();
     for program in programs(workspace)? {
+        if HOST_ONLY.contains(&program.name.as_str()) {
+            terminal::note(&format!(
+                "suite `{}` needs programs of the host: it runs in stage `host` only",
+                program.name
+            ));
+            totals += Totals::skipped();
+            continue;
+        }
         let to = format!("tests/{}", program.name);
         script.push_str(&format!("echo; echo '== {0}'\n/{to} || failed=1\n", program.name));
         files.push(qemu::File { from: stripped(workspace, &program)?, to });
@@ -59,7 +70,6 @@ pub(super) fn stock(context: &Context) -> Result<Totals> {
     script.push_str("exit $failed\n");
     let environment = vec![format!("{BACK_END}=stock"), "RUST_BACKTRACE=1".to_owned()];
     let machine = Machine { smp: 2, memory: "2G".to_owned(), limit: STOCK_LIMIT, files, environment, script };
-    let mut totals = Totals::default();
     let outcome = machine.run(workspace, |line| {
         process::print_line(line);
         totals.take(line);

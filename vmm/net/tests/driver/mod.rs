@@ -28,6 +28,7 @@ pub struct Guest {
     pub mac: Mac,
     pub ipv4: Ipv4Addr,
     rx_size: u32,
+    rx_stride: u64,
     rx_available: u16,
     rx_used: u16,
     tx_available: u16,
@@ -42,11 +43,23 @@ impl Guest {
             mac: Mac([2, 0xf0, 0, 0, 0, number]),
             ipv4: Ipv4Addr::new(10, 213, 77, number),
             rx_size: 0,
+            rx_stride: 0,
             rx_available: 0,
             rx_used: 0,
             tx_available: 0,
             tx_next_descriptor: 0,
         }
+    }
+
+    /// A guest whose rings have seen this many buffers, modulo 2^16.
+    pub fn started_at(number: u8, index: u16) -> Self {
+        let guest = Guest { rx_available: index, rx_used: index, tx_available: index, ..Guest::new(number) };
+        let guest = Guest { tx_next_descriptor: index % QUEUE_SIZE, ..guest };
+        for ring in [NET_RX, NET_TX] {
+            guest.set_available_index(ring, index);
+            guest.word(ring + USED_OFFSET + 2).store(index, Ordering::Relaxed);
+        }
+        guest
     }
 
     fn windows(&self) -> GuestMemoryMmap {
@@ -140,9 +153,15 @@ impl Guest {
 
     /// Gives `count` receive buffers of `size` bytes, the first of the ring's.
     pub fn give(&mut self, count: u16, size: u32) {
+        self.give_apart(count, size, 0);
+    }
+
+    /// The same with gaps between buffers.
+    pub fn give_apart(&mut self, count: u16, size: u32, gap: u32) {
         self.rx_size = size;
+        self.rx_stride = u64::from(size + gap);
         for i in 0..QUEUE_SIZE {
-            let address = RX_BUFFERS + u64::from(i) * u64::from(size);
+            let address = RX_BUFFERS + u64::from(i) * self.rx_stride;
             self.set_descriptor(NET_RX, i, address, size, DESC_WRITE, 0);
         }
         self.give_back(count);
@@ -178,7 +197,7 @@ impl Guest {
         assert!(length <= self.rx_size);
         self.rx_used = self.rx_used.wrapping_add(1);
         let mut bytes = vec![0; length as usize];
-        self.read(RX_BUFFERS + u64::from(id) * u64::from(self.rx_size), &mut bytes);
+        self.read(RX_BUFFERS + u64::from(id) * self.rx_stride, &mut bytes);
         bytes
     }
 

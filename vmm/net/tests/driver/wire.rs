@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use foraker_abi::net::{HEADER_SIZE, Header};
-use foraker_net::{Gateway, Link, Mac, Notices, Parts, Switch, Uplink};
+use foraker_net::{Gateway, Link, Mac, Notices, Parts, Places, Switch, Uplink};
 
 /// The host's side of test networks.
 pub const GATEWAY: Gateway =
@@ -18,6 +19,7 @@ pub const GATEWAY: Gateway =
 pub struct Wire {
     to_cell: Mutex<VecDeque<Vec<u8>>>,
     to_host: Mutex<VecDeque<Vec<u8>>>,
+    scattered: AtomicUsize,
 }
 
 impl Wire {
@@ -40,6 +42,11 @@ impl Wire {
         Some((header, bytes.split_off(HEADER_SIZE)))
     }
 
+    /// Frames that were read straight into a guest's buffers.
+    pub fn scattered(&self) -> usize {
+        self.scattered.load(Ordering::Relaxed)
+    }
+
     /// Frames that the cell has not read yet.
     pub fn queued(&self) -> usize {
         self.to_cell.lock().expect("no panic").len()
@@ -54,12 +61,30 @@ impl Link for Wire {
         Ok(Some(length))
     }
 
+    fn receive_scattered(&self, mut places: Places<'_>) -> io::Result<Option<usize>> {
+        let Some(frame) = self.to_cell.lock().expect("no panic").pop_front() else { return Ok(None) };
+        self.scattered.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(places.copy_from(&frame)))
+    }
+
     fn send(&self, frame: Parts<'_>) -> io::Result<()> {
         let mut bytes = vec![0; frame.total()];
         assert_eq!(frame.copy_to(&mut bytes), bytes.len());
         self.to_host.lock().expect("no panic").push_back(bytes);
         Ok(())
     }
+}
+
+/// The host's ARP request for an address.
+pub fn who_has(address: Ipv4Addr) -> Vec<u8> {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend(GATEWAY.mac.0);
+    bytes.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    bytes.extend(GATEWAY.mac.0);
+    bytes.extend(GATEWAY.ipv4.octets());
+    bytes.extend([0; 6]);
+    bytes.extend(address.octets());
+    bytes
 }
 
 /// `(guest, interrupts)` of what is to be raised.
