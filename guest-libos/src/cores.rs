@@ -54,7 +54,13 @@ pub fn start(core: u32, run: impl FnOnce() + Send + 'static) -> Result<(), Error
     let run: *mut Run = Box::into_raw(Box::new(Box::new(run)));
     // SAFETY: `enter` is code for just this; the stack is the core's own, and the VMM refuses if the core runs on it.
     let result = unsafe {
-        hypercall::resources(resources::CORE_START, u64::from(core), enter as *const () as u64, top, run as u64)
+        hypercall::resources(
+            resources::CORE_START,
+            u64::from(core),
+            enter as *const () as u64,
+            top,
+            run as u64,
+        )
     };
     if result.is_err() {
         // SAFETY: the core did not start, so the box is still this function's.

@@ -15,7 +15,12 @@ impl log::Log for ConsoleLogger {
         if self.enabled(record.metadata()) {
             let us = crate::now() / 1000;
             let (seconds, fraction) = (us / 1_000_000, us % 1_000_000);
-            crate::println!("[{seconds:5}.{fraction:06}] {:5} {}: {}", record.level(), record.target(), record.args());
+            crate::println!(
+                "[{seconds:5}.{fraction:06}] {:5} {}: {}",
+                record.level(),
+                record.target(),
+                record.args()
+            );
         }
     }
 

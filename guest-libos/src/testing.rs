@@ -128,7 +128,9 @@ fn put_used(base: *mut u8, id: u16, length: u32) {
     let at = index.load(Ordering::Relaxed);
     let offset = USED_OFFSET as usize + 4 + 8 * usize::from(at % QUEUE_SIZE);
     // SAFETY: within the leaked ring.
-    unsafe { base.add(offset).cast::<UsedElement>().write_volatile(UsedElement { id: u32::from(id), length }) };
+    unsafe {
+        base.add(offset).cast::<UsedElement>().write_volatile(UsedElement { id: u32::from(id), length })
+    };
     index.store(at.wrapping_add(1), Ordering::Release);
 }
 
@@ -168,7 +170,9 @@ pub fn visit_sent(mut f: impl FnMut(&[u8])) {
             let id = head(base, vmm.tx_taken);
             let d = descriptor(base, id);
             // SAFETY: the guest's buffer, which is this side's until it is used.
-            f(unsafe { core::slice::from_raw_parts(d.address as *const u8, d.length as usize) }.split_at(HEADER_SIZE).1);
+            f(unsafe { core::slice::from_raw_parts(d.address as *const u8, d.length as usize) }
+                .split_at(HEADER_SIZE)
+                .1);
             put_used(base, id, 0);
             vmm.tx_taken = vmm.tx_taken.wrapping_add(1);
         }
@@ -216,7 +220,9 @@ pub fn deliver(flags: u8, frame: &[u8]) -> bool {
             used.push((id, (length + part) as u32, d.address));
             at = at.wrapping_add(1);
         }
-        header.copy_from_slice(&Header { flags, num_buffers: used.len() as u16, ..Header::default() }.to_bytes());
+        header.copy_from_slice(
+            &Header { flags, num_buffers: used.len() as u16, ..Header::default() }.to_bytes(),
+        );
         // SAFETY: the first buffer.
         unsafe { (used[0].2 as *mut [u8; HEADER_SIZE]).write(header) };
         for (id, length, _) in used {

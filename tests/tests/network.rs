@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use foraker_tests::bounds::{emulated, eventually, seconds, stretched};
-use foraker_tests::http::{self, Connection};
+use foraker_tests::http;
 use foraker_tests::launch::{Running, free_port, httpd, image, launch};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -206,7 +206,8 @@ fn the_capture_can_be_read() {
     let packets = packets(&bytes);
     assert!(packets.len() > 10, "{} packets", packets.len());
     let is_tcp = |p: &&&[u8]| p.len() > 34 && p[12..14] == [8, 0] && p[23] == 6;
-    let (to, from): (Vec<_>, Vec<_>) = packets.iter().filter(is_tcp).partition(|p| p[36..38] == [0, 80]);
+    let (to, from): (Vec<&&[u8]>, Vec<&&[u8]>) =
+        packets.iter().filter(is_tcp).partition(|p| p[36..38] == [0, 80]);
     assert!(to.len() > 3 && from.len() > 3, "both directions: {} {}", to.len(), from.len());
     let holds = |part: &[u8]| packets.iter().any(|p| p.windows(part.len()).any(|w| w == part));
     assert!(holds(b"GET /bytes/12345") && holds(b"200 OK"), "the request and its answer");

@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn completing_an_offloaded_checksum_makes_it_valid() {
-        let transport: Vec<u8> = (0..75).map(|i| if (16..18).contains(&i) { 0 } else { i as u8 | 0x50 }).collect();
+        let transport: Vec<u8> =
+            (0..75).map(|i| if (16..18).contains(&i) { 0 } else { i as u8 | 0x50 }).collect();
         let mut ip = packet(TCP, &transport);
         let header = finish(&mut ip, net::FEATURE_CSUM, 1000);
         assert_eq!((header.flags, header.csum_start, header.csum_offset), (net::NEEDS_CSUM, 34, 16));

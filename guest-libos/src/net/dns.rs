@@ -86,7 +86,9 @@ impl Query {
             let answer = with(|stack| {
                 let socket = stack.others.get_mut::<Socket<'_>>(self.socket);
                 match socket.get_query_result(handle) {
-                    Ok(addresses) => Poll::Ready(Ok(addresses.iter().map(|&address| address.into()).collect())),
+                    Ok(addresses) => {
+                        Poll::Ready(Ok(addresses.iter().map(|&address| address.into()).collect()))
+                    }
                     Err(GetQueryResultError::Failed) => Poll::Ready(Err(Error::NoSuchName)),
                     Err(GetQueryResultError::Pending) => {
                         socket.register_query_waker(handle, context.waker());

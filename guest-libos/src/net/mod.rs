@@ -181,7 +181,8 @@ async fn neighbor(address: IpAddr) -> Result<Mac, Error> {
         if let Some(mac) = with(|stack| stack.device.neighbors.lookup(address))? {
             return Ok(mac);
         }
-        let hop = with(|stack| stack.device.neighbors.addresses().next_hop(address))?.ok_or(Error::Unreachable)?;
+        let hop =
+            with(|stack| stack.device.neighbors.addresses().next_hop(address))?.ok_or(Error::Unreachable)?;
         with(|stack| stack.ask(hop))?;
         let answer = poll_fn(|context| {
             let found = with(|stack| {

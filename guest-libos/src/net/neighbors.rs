@@ -185,7 +185,13 @@ impl Neighbors {
     }
 
     /// The answer to an ARP request, if it asks for this guest.
-    pub(crate) fn answer(&self, operation: u16, sender_mac: Mac, sender: [u8; 4], target: [u8; 4]) -> Option<Vec<u8>> {
+    pub(crate) fn answer(
+        &self,
+        operation: u16,
+        sender_mac: Mac,
+        sender: [u8; 4],
+        target: [u8; 4],
+    ) -> Option<Vec<u8>> {
         let own = self.addresses.v4.octets();
         (operation == 1 && target == own)
             .then(|| arp(&self.addresses.mac, &sender_mac, 2, own, &sender_mac, sender))

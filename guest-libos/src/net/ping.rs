@@ -61,12 +61,16 @@ impl Echo {
             match address {
                 IpAddr::V4(_) => {
                     let repr = Icmpv4Repr::EchoRequest { ident: self.ident, seq_no: 1, data: PAYLOAD };
-                    let room = socket.send(repr.buffer_len(), IpAddress::from(address)).map_err(|_| Error::Invalid)?;
+                    let room = socket
+                        .send(repr.buffer_len(), IpAddress::from(address))
+                        .map_err(|_| Error::Invalid)?;
                     repr.emit(&mut Icmpv4Packet::new_unchecked(room), &checksums);
                 }
                 IpAddr::V6(to) => {
                     let repr = Icmpv6Repr::EchoRequest { ident: self.ident, seq_no: 1, data: PAYLOAD };
-                    let room = socket.send(repr.buffer_len(), IpAddress::from(address)).map_err(|_| Error::Invalid)?;
+                    let room = socket
+                        .send(repr.buffer_len(), IpAddress::from(address))
+                        .map_err(|_| Error::Invalid)?;
                     let packet = &mut Icmpv6Packet::new_unchecked(room);
                     repr.emit(&source.into(), &to, packet, &checksums);
                 }

@@ -59,7 +59,8 @@ impl Ring {
     #[inline]
     fn element(&self, ahead: u16) -> UsedElement {
         let slot = usize::from(self.taken.wrapping_add(ahead) % QUEUE_SIZE);
-        let offset = USED_OFFSET as usize + core::mem::offset_of!(Used, ring) + slot * size_of::<UsedElement>();
+        let offset =
+            USED_OFFSET as usize + core::mem::offset_of!(Used, ring) + slot * size_of::<UsedElement>();
         // SAFETY: within the ring; the VMM wrote it before it raised the index that was read with acquire.
         unsafe { self.base.add(offset).cast::<UsedElement>().read_volatile() }
     }
@@ -67,7 +68,9 @@ impl Ring {
     #[inline]
     fn set_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         // SAFETY: within the table; the VMM reads a descriptor only after it was made available.
-        unsafe { self.base.cast::<Descriptor>().add(usize::from(index % QUEUE_SIZE)).write_volatile(descriptor) };
+        unsafe {
+            self.base.cast::<Descriptor>().add(usize::from(index % QUEUE_SIZE)).write_volatile(descriptor)
+        };
     }
 
     /// Makes the buffer that starts at descriptor `index` available; seen by the VMM after `publish`.

@@ -277,11 +277,15 @@ impl Stack {
             Kind::Arp { operation, sender_mac, sender, target } => {
                 if operation == 2 {
                     self.device.neighbors.learn(IpAddr::from(sender), sender_mac);
-                } else if let Some(answer) = self.device.neighbors.answer(operation, sender_mac, sender, target) {
+                } else if let Some(answer) =
+                    self.device.neighbors.answer(operation, sender_mac, sender, target)
+                {
                     self.device.send_frame(&answer);
                 }
             }
-            Kind::NeighborAdvertisement { target, mac } => self.device.neighbors.learn(IpAddr::from(target), mac),
+            Kind::NeighborAdvertisement { target, mac } => {
+                self.device.neighbors.learn(IpAddr::from(target), mac)
+            }
         }
     }
 
@@ -374,7 +378,8 @@ impl Stack {
         *self.timers.value_mut(timer) = id as u32;
         let (flows, seed) = (&self.flows, self.seed);
         let hash = hash(seed, &key);
-        self.index.insert_unique(hash, id as u32, |&id| crate::net::stack::hash(seed, &flows[id as usize].key));
+        self.index
+            .insert_unique(hash, id as u32, |&id| crate::net::stack::hash(seed, &flows[id as usize].key));
         self.device.counters.connections_total += 1;
         id
     }
@@ -520,7 +525,9 @@ impl Stack {
         for _ in 0..BURST {
             match self.interface.poll_at(self.now, &flow.sockets) {
                 Some(at) if at <= self.now => {
-                    if self.interface.poll_egress(self.now, &mut self.device, &mut flow.sockets) == PollResult::None {
+                    if self.interface.poll_egress(self.now, &mut self.device, &mut flow.sockets)
+                        == PollResult::None
+                    {
                         idle_polls += 1;
                         if self.device.exhausted || idle_polls == 3 {
                             break;
@@ -614,7 +621,8 @@ impl Stack {
     /// Nothing is due before this.
     pub(crate) fn next_timer(&self) -> Option<u64> {
         // With something left to send there must be another round soon, even if no interrupt comes.
-        let again = (!self.dirty.is_empty() || !self.udp_dirty.is_empty()).then(|| nanos(self.now) + 1_000_000);
+        let again =
+            (!self.dirty.is_empty() || !self.udp_dirty.is_empty()).then(|| nanos(self.now) + 1_000_000);
         self.timers.next().into_iter().chain(again).min()
     }
 
@@ -626,7 +634,8 @@ impl Stack {
     // ---- for sockets
 
     pub(crate) fn listen(&mut self, port: u16, backlog: usize, buffers: Buffers) -> Result<(), Error> {
-        if port == 0 || backlog == 0 || buffers.receive == 0 || buffers.send == 0 || buffers.receive > 1 << 30 {
+        if port == 0 || backlog == 0 || buffers.receive == 0 || buffers.send == 0 || buffers.receive > 1 << 30
+        {
             return Err(Error::Invalid);
         }
         if self.listeners.contains_key(&port) {
@@ -670,7 +679,13 @@ impl Stack {
     }
 
     /// Starts a connection to `remote`, whose next hop is at `mac`.
-    pub(crate) fn connect(&mut self, remote: IpAddr, port: u16, mac: Mac, buffers: Buffers) -> Result<usize, Error> {
+    pub(crate) fn connect(
+        &mut self,
+        remote: IpAddr,
+        port: u16,
+        mac: Mac,
+        buffers: Buffers,
+    ) -> Result<usize, Error> {
         if port == 0 {
             return Err(Error::Invalid);
         }
@@ -689,9 +704,7 @@ impl Stack {
         socket.set_timeout(Some(HANDSHAKE));
         let endpoint = (IpAddress::from(remote), port);
         let local_endpoint = (IpAddress::from(local), key.local_port);
-        socket
-            .connect(self.interface.context(), endpoint, local_endpoint)
-            .map_err(|_| Error::Unreachable)?;
+        socket.connect(self.interface.context(), endpoint, local_endpoint).map_err(|_| Error::Unreachable)?;
         let id = self.insert(socket, key, mac);
         self.mark(id);
         Ok(id)

@@ -38,9 +38,8 @@ impl UdpSocket {
             if stack.udp.contains_key(&port) {
                 return Err(Error::InUse);
             }
-            let buffer = || {
-                PacketBuffer::new(vec![PacketMetadata::EMPTY; DATAGRAMS], crate::heap::buffer(BYTES))
-            };
+            let buffer =
+                || PacketBuffer::new(vec![PacketMetadata::EMPTY; DATAGRAMS], crate::heap::buffer(BYTES));
             let mut socket = Socket::new(buffer(), buffer());
             socket.bind(port).map_err(|e| match e {
                 BindError::InvalidState => Error::InUse,

@@ -45,7 +45,8 @@ core_local! {
 }
 
 /// Tasks that another core woke.
-static REMOTE: Remote = Remote { locked: AtomicBool::new(false), queue: core::cell::UnsafeCell::new(Vec::new()) };
+static REMOTE: Remote =
+    Remote { locked: AtomicBool::new(false), queue: core::cell::UnsafeCell::new(Vec::new()) };
 
 struct Remote {
     locked: AtomicBool,

@@ -13,12 +13,12 @@ pub use executor::{Shutdown, Statistics, run, spawn, statistics};
 pub use join::JoinHandle;
 pub use sleep::{Elapsed, Sleep, sleep, sleep_until, timeout};
 
-use executor::stop_requested;
+pub use embassy_futures::join::{join, join3};
+pub use embassy_futures::select::{Either, Either3, select, select_slice, select3};
+pub use embassy_futures::{join as joining, select as selecting};
 #[cfg(test)]
 pub(crate) use executor::round;
-pub use embassy_futures::{join as joining, select as selecting};
-pub use embassy_futures::join::{join, join3};
-pub use embassy_futures::select::{Either, Either3, select, select3, select_slice};
+use executor::stop_requested;
 
 use core::future::poll_fn;
 use core::task::Poll;

@@ -214,7 +214,8 @@ mod tests {
                 }
                 _ => {
                     now += next() % 50;
-                    let mut due: Vec<_> = model.iter().filter(|(_, at)| *at <= now).map(|(key, _)| *key).collect();
+                    let mut due: Vec<_> =
+                        model.iter().filter(|(_, at)| *at <= now).map(|(key, _)| *key).collect();
                     let mut popped = Vec::new();
                     while let Some(key) = timers.pop(now) {
                         popped.push(key);

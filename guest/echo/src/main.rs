@@ -104,7 +104,8 @@ async fn main() -> i32 {
 }
 
 fn start() -> Result<(), &'static str> {
-    let (echo_port, discard_port, chargen_port) = (port("echo", 7)?, port("discard", 9)?, port("chargen", 19)?);
+    let (echo_port, discard_port, chargen_port) =
+        (port("echo", 7)?, port("discard", 9)?, port("chargen", 19)?);
     let address = net::ipv4().ok_or("this guest has no network device")?;
     if echo_port != 0 {
         serve("echo", echo_port, echo).map_err(|_| "cannot listen")?;

@@ -149,7 +149,9 @@ impl Decision {
             (_, _, Target::Front) => {
                 context.generated(head, "text/html; charset=utf-8", Body::Text(server.front_page()))
             }
-            (_, _, Target::Status) => context.generated(head, "application/json", Body::Text(server.status())),
+            (_, _, Target::Status) => {
+                context.generated(head, "application/json", Body::Text(server.status()))
+            }
             (_, _, Target::Nothing) => context.error(head, 404),
         }
     }

@@ -67,7 +67,9 @@ impl Server {
     /// What generated content is made of: lines of text, so that it is easy to look at.
     pub(crate) fn pattern(&self) -> &[u8] {
         self.pattern.get_or_init(|| {
-            (0..64 * 1024).map(|i| if i % 64 == 63 { b'\n' } else { b'a' + (i / 64 + i % 64) as u8 % 26 }).collect()
+            (0..64 * 1024)
+                .map(|i| if i % 64 == 63 { b'\n' } else { b'a' + (i / 64 + i % 64) as u8 % 26 })
+                .collect()
         })
     }
 

@@ -115,7 +115,8 @@ impl LoadedImage {
     /// The host has no memory.
     pub fn smallest() -> Result<Arc<LoadedImage>, CellError> {
         // mov edi, 42; mov eax, TERMINATE; out PORT, al
-        let code = [0xbf, 42, 0, 0, 0, 0xb8, hypercall::TERMINATE.to_le_bytes()[0], 0, 0, 0, 0xe6, hypercall::PORT];
+        let code =
+            [0xbf, 42, 0, 0, 0, 0xb8, hypercall::TERMINATE.to_le_bytes()[0], 0, 0, 0, 0xe6, hypercall::PORT];
         let text = foraker_image::Segment {
             address: layout::IMAGE_BASE,
             size: layout::PAGE_SIZE,
@@ -212,7 +213,8 @@ impl Shared {
 
     /// Queues a runnable core: on the worker that ran it last, unless that one is busy and another sleeps.
     pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>) {
-        let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed)) as usize;
+        let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed))
+            as usize;
         let busy = |w: &WorkerShared| !w.is_sleeping() && (w.attention.in_guest() || w.waiting() > 0);
         let chosen = match self.workers.get(home) {
             Some(w) if busy(w) => self.workers.iter().find(|w| w.is_sleeping()).unwrap_or(w),
@@ -252,7 +254,8 @@ impl Cell {
             console: Console::new(config.console),
             network,
             guests: Mutex::default(),
-            ended: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(os("cannot make an event"))?,
+            ended: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                .map_err(os("cannot make an event"))?,
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
         });
@@ -291,13 +294,9 @@ impl Cell {
         let image = &spec.image.image;
         let memory = Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory)?);
         let machine = Machine::new(&self.host, &memory)?;
-        let start =
-            Start { entry: image.entry, stack: memory.plan().stack_top, argument: 0 };
+        let start = Start { entry: image.entry, stack: memory.plan().stack_top, argument: 0 };
         let core = machine.create_core(0, start)?;
-        let clock = Clock::new(
-            core.tsc_khz()?,
-            core.time_stamps()?,
-        );
+        let clock = Clock::new(core.tsc_khz()?, core.time_stamps()?);
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let port = match (&self.shared.network, &spec.network) {
             (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
@@ -336,12 +335,22 @@ impl Cell {
             let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
-        self.shared.enqueue(Box::new(VirtualCore { guest: Arc::clone(&guest), index: 0, core, deadline: None }));
+        self.shared.enqueue(Box::new(VirtualCore {
+            guest: Arc::clone(&guest),
+            index: 0,
+            core,
+            deadline: None,
+        }));
         Ok(guest)
     }
 
     fn write_registers(
-        &self, spec: &GuestSpec, id: u64, memory: &GuestMemory, clock: &Clock, net: Net,
+        &self,
+        spec: &GuestSpec,
+        id: u64,
+        memory: &GuestMemory,
+        clock: &Clock,
+        net: Net,
     ) -> Result<(), CellError> {
         let nul = |s: &&String| s.contains('\0');
         if spec.arguments.iter().chain(&spec.environment).find(nul).is_some() || spec.name.contains('\0') {

@@ -227,7 +227,12 @@ impl Guest {
 
     /// A damaged ring: the guest's doing, whoever found it.
     pub(crate) fn ring_fault(&self, text: String) {
-        self.fault(Fault { cause: Cause::Ring(text), core: 0, rip: 0, registers: kvm_bindings::kvm_regs::default() });
+        self.fault(Fault {
+            cause: Cause::Ring(text),
+            core: 0,
+            rip: 0,
+            registers: kvm_bindings::kvm_regs::default(),
+        });
     }
 
     /// Raises interrupts on a core and makes it runnable if it idles. A running guest sees them at its next look, unless it was

@@ -70,13 +70,15 @@ pub(crate) fn dispatch(cell: &Shared, vcore: &mut VirtualCore) -> After {
                 0
             }
             h::resources::CORE_STOP => E_INVALID,
-            h::resources::CORE_WAKE => match u32::try_from(b).ok().filter(|i| (*i as usize) < guest.cores.len()) {
-                Some(core) => {
-                    guest.raise(core, interrupt::WAKE);
-                    0
+            h::resources::CORE_WAKE => {
+                match u32::try_from(b).ok().filter(|i| (*i as usize) < guest.cores.len()) {
+                    Some(core) => {
+                        guest.raise(core, interrupt::WAKE);
+                        0
+                    }
+                    None => E_INVALID,
                 }
-                None => E_INVALID,
-            },
+            }
             _ => E_INVALID,
         },
         _ => E_UNKNOWN,
@@ -90,7 +92,9 @@ fn console(cell: &Shared, guest: &Guest, address: u64, length: u64) -> i64 {
         return E_INVALID;
     }
     let mut buffer = [0u8; CONSOLE_MAX as usize];
-    let Some(bytes) = usize::try_from(length).ok().and_then(|n| buffer.get_mut(..n)) else { return E_INVALID };
+    let Some(bytes) = usize::try_from(length).ok().and_then(|n| buffer.get_mut(..n)) else {
+        return E_INVALID;
+    };
     if bytes.is_empty() {
         return 0;
     }
@@ -128,8 +132,7 @@ fn memory(guest: &Guest, op: u64, address: u64, length: u64) -> i64 {
 }
 
 fn core_start(cell: &Shared, guest: &Arc<Guest>, core: u64, entry: u64, stack: u64, argument: u64) -> i64 {
-    let Some((index, slot)) =
-        u32::try_from(core).ok().and_then(|i| Some((i, guest.cores.get(i as usize)?)))
+    let Some((index, slot)) = u32::try_from(core).ok().and_then(|i| Some((i, guest.cores.get(i as usize)?)))
     else {
         return E_INVALID;
     };

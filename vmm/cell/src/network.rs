@@ -19,8 +19,8 @@ use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
 use foraker_net::switch::MAX_PORTS;
 use foraker_net::{
-    AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig, RingState,
-    Served, Switch, Tap, TapError, Uplink,
+    AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
+    RingState, Served, Switch, Tap, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
@@ -129,7 +129,10 @@ impl Network {
         let pcap = config
             .pcap
             .as_ref()
-            .map(|path| Pcap::create(path, foraker_abi::net::MAX_FRAME).map_err(|e| NetworkError::Pcap(path.display().to_string(), e)))
+            .map(|path| {
+                Pcap::create(path, foraker_abi::net::MAX_FRAME)
+                    .map_err(|e| NetworkError::Pcap(path.display().to_string(), e))
+            })
             .transpose()?;
         let switch = Arc::new(Switch::new(Gateway { mac, ipv4: gateway, ipv6: Some(ipv6_of(gateway)) }));
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(NetworkError::Os);
@@ -176,7 +179,10 @@ impl Network {
 
     /// Gives a guest a port with an address of the subnet.
     pub(crate) fn add(
-        &self, id: u64, wanted: &NetworkSpec, memory: &GuestMemory,
+        &self,
+        id: u64,
+        wanted: &NetworkSpec,
+        memory: &GuestMemory,
     ) -> Result<Arc<Port>, NetworkError> {
         let host_bits = 32 - u32::from(self.prefix);
         let network = self.gateway.to_bits() >> host_bits << host_bits;
@@ -185,7 +191,9 @@ impl Network {
         loop {
             let address = match wanted.ipv4 {
                 Some(a) => a,
-                None if network + *next >= last => return Err(NetworkError::Full(network.into(), self.prefix)),
+                None if network + *next >= last => {
+                    return Err(NetworkError::Full(network.into(), self.prefix));
+                }
                 None => {
                     *next += 1;
                     Ipv4Addr::from_bits(network + *next - 1)
@@ -217,7 +225,8 @@ impl Network {
                 rings: RingState::default(),
             };
             match self.uplink.switch().add(config) {
-                Err(AddError::Ipv4(_)) if wanted.ipv4.is_none() && self.uplink.switch().ports() < MAX_PORTS => {}
+                Err(AddError::Ipv4(_))
+                    if wanted.ipv4.is_none() && self.uplink.switch().ports() < MAX_PORTS => {}
                 other => return Ok(other?),
             }
         }
@@ -292,7 +301,8 @@ impl Network {
                 match self.uplink.receive(self.budget(), self.now(), notices) {
                     Ok(work) => {
                         frames += work.frames;
-                        let until = if let Served::Waiting { until_ns, .. } = work.served { until_ns } else { 0 };
+                        let until =
+                            if let Served::Waiting { until_ns, .. } = work.served { until_ns } else { 0 };
                         if work.served != Served::Busy {
                             self.waiting_until.store(until, Ordering::SeqCst);
                         }
@@ -421,7 +431,8 @@ impl Network {
             let until = self.waiting_until.load(Ordering::SeqCst);
             let timeout = (until > 0).then(|| Duration::from_nanos(until.saturating_sub(self.now())));
             let tap = if timeout.is_some() { -1 } else { self.uplink.link().as_raw_fd() };
-            let mut polls = [poll_for(tap), poll_for(self.doorbell.as_raw_fd()), poll_for(self.wake.as_raw_fd())];
+            let mut polls =
+                [poll_for(tap), poll_for(self.doorbell.as_raw_fd()), poll_for(self.wake.as_raw_fd())];
             wait(&mut polls, timeout);
             if polls[1].revents != 0 {
                 let _ = self.doorbell.read();

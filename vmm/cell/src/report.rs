@@ -73,7 +73,13 @@ impl Fault {
     /// `registers` are those at the exit from the stub, whose RIP, RSP and RFLAGS the frame replaces. A `syscall` is reported as
     /// the invalid opcode that it is where the processor refuses it by itself.
     #[must_use]
-    pub fn from_frame(core: u32, vector: u8, mut registers: kvm_regs, frame: [u64; 6], address: u64) -> Fault {
+    pub fn from_frame(
+        core: u32,
+        vector: u8,
+        mut registers: kvm_regs,
+        frame: [u64; 6],
+        address: u64,
+    ) -> Fault {
         let has_code = vector < 32 && ERROR_CODE_VECTORS >> vector & 1 == 1;
         let [first, rest @ ..] = frame;
         let (error_code, [rip, _cs, flags, stack]) = if has_code {
@@ -114,7 +120,9 @@ impl Fault {
                 let error_code = Some(u64::from(n) * 8 + 2);
                 Fault { cause: Cause::Exception { vector: GP, error_code, address: None }, ..self }
             }
-            (PF, _) if self.rip == SYSCALL_STUB && read(self.registers.rcx.wrapping_sub(2)) == Some(SYSCALL) => {
+            (PF, _)
+                if self.rip == SYSCALL_STUB && read(self.registers.rcx.wrapping_sub(2)) == Some(SYSCALL) =>
+            {
                 Fault::from_syscall(self.core, self.registers)
             }
             _ => self,
@@ -175,7 +183,10 @@ mod tests {
         let regs = kvm_regs { rax: 5, rip: 1, ..Default::default() };
         let f = Fault::from_frame(0, 14, regs, [7, 0x1234, 0x23, 0x202, 0x8000, 0x1b], 0xdead);
         assert_eq!(f.cause, Cause::Exception { vector: 14, error_code: Some(7), address: Some(0xdead) });
-        assert_eq!((f.rip, f.registers.rip, f.registers.rsp, f.registers.rflags), (0x1234, 0x1234, 0x8000, 0x202));
+        assert_eq!(
+            (f.rip, f.registers.rip, f.registers.rsp, f.registers.rflags),
+            (0x1234, 0x1234, 0x8000, 0x202)
+        );
         let f = Fault::from_frame(0, 6, regs, [0x1234, 0x23, 0x202, 0x8000, 0x1b, 0], 0xdead);
         assert_eq!(f.cause, Cause::Exception { vector: 6, error_code: None, address: None });
         assert_eq!((f.rip, f.registers.rsp, f.registers.rax), (0x1234, 0x8000, 5));
@@ -186,7 +197,8 @@ mod tests {
     fn one_form_on_every_back_end() {
         let fault = |vector, rip, rcx| {
             let registers = kvm_regs { rip, rcx, r11: 0x246, ..Default::default() };
-            let cause = Cause::Exception { vector, error_code: (vector == PF).then_some(0x15), address: None };
+            let cause =
+                Cause::Exception { vector, error_code: (vector == PF).then_some(0x15), address: None };
             Fault { cause, core: 0, rip, registers }
         };
         let read = |address| match address {

@@ -211,7 +211,8 @@ impl Worker {
                 },
                 After::Stop => {
                     schedule.running.fetch_and(!(1 << vcore.index), Ordering::Relaxed);
-                    *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Stopped(Some(vcore.core));
+                    *slot.state.lock().unwrap_or_else(PoisonError::into_inner) =
+                        CoreState::Stopped(Some(vcore.core));
                     self.left(&guest, started);
                     return;
                 }
@@ -305,7 +306,10 @@ impl Worker {
             && let Some((_, due)) = self.deadlines.pop_first()
         {
             if let Some(guest) = due.guest.upgrade()
-                && guest.cores.get(due.core as usize).is_some_and(|s| s.sleep.load(Ordering::SeqCst) == due.sleep)
+                && guest
+                    .cores
+                    .get(due.core as usize)
+                    .is_some_and(|s| s.sleep.load(Ordering::SeqCst) == due.sleep)
             {
                 guest.raise(due.core, interrupt::TIMER);
             }

@@ -229,7 +229,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn subnet(text: &str) -> Result<(Ipv4Addr, u8), String> {
-    let refuse = || format!("'{text}' is not a subnet: write an address and 8 to 30 bits, such as 10.20.30.0/24");
+    let refuse =
+        || format!("'{text}' is not a subnet: write an address and 8 to 30 bits, such as 10.20.30.0/24");
     let (address, bits) = text.split_once('/').ok_or_else(refuse)?;
     let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
     let bits: u8 = bits.parse().map_err(|_| refuse())?;
@@ -296,9 +297,19 @@ mod tests {
     #[test]
     fn what_is_wrong_is_one_line() {
         for bad in [
-            "vmm", "vmm launch", "vmm launch --memory lots a", "vmm launch -p 80 a", "vmm launch -p 1:2/udp a",
-            "vmm launch --subnet 10.0.0.1/24 a", "vmm launch -e =x a", "vmm launch --timeout -1 a", "vmm fly",
-            "vmm launch a + ", "vmm launch --bogus a", "vmm launch a + --json b", "vmm launch --cores x a",
+            "vmm",
+            "vmm launch",
+            "vmm launch --memory lots a",
+            "vmm launch -p 80 a",
+            "vmm launch -p 1:2/udp a",
+            "vmm launch --subnet 10.0.0.1/24 a",
+            "vmm launch -e =x a",
+            "vmm launch --timeout -1 a",
+            "vmm fly",
+            "vmm launch a + ",
+            "vmm launch --bogus a",
+            "vmm launch a + --json b",
+            "vmm launch --cores x a",
         ] {
             match line(bad) {
                 Err(Refused::Usage(l)) => assert!(!l.contains('\n') && l.len() > 10, "{bad}: {l}"),

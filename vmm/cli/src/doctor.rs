@@ -26,7 +26,12 @@ impl Finding {
         Finding { what, state: "ok", found: found.into(), advice: None }
     }
 
-    fn bad(what: &'static str, state: &'static str, found: impl Into<String>, advice: Option<&'static str>) -> Finding {
+    fn bad(
+        what: &'static str,
+        state: &'static str,
+        found: impl Into<String>,
+        advice: Option<&'static str>,
+    ) -> Finding {
         Finding { what, state, found: found.into(), advice }
     }
 }
@@ -85,10 +90,13 @@ fn kernel() -> Finding {
 
 /// Not only whether `/dev/kvm` is there, but whether a guest runs.
 fn kvm() -> Finding {
-    let backend = ["kvm_intel", "kvm_amd", "kvm_pvm"].into_iter().find(|m| Path::new("/sys/module").join(m).exists());
+    let backend =
+        ["kvm_intel", "kvm_amd", "kvm_pvm"].into_iter().find(|m| Path::new("/sys/module").join(m).exists());
     let backend = backend.unwrap_or("built-in KVM");
     match run_a_guest() {
-        Ok(microseconds) => Finding::ok("/dev/kvm", format!("{backend}: a guest ran and ended within {microseconds} us")),
+        Ok(microseconds) => {
+            Finding::ok("/dev/kvm", format!("{backend}: a guest ran and ended within {microseconds} us"))
+        }
         Err(e) => Finding::bad("/dev/kvm", "problem", format!("{backend}: {e}"), None),
     }
 }
@@ -132,7 +140,8 @@ fn network() -> Finding {
     };
     match Cell::new(&config) {
         Ok(cell) => {
-            let (name, address, bits) = cell.network().unwrap_or_else(|| (String::new(), [0, 0, 0, 0].into(), 0));
+            let (name, address, bits) =
+                cell.network().unwrap_or_else(|| (String::new(), [0, 0, 0, 0].into(), 0));
             Finding::ok("network", format!("TAP device {name} with {address}/{bits} was made and removed"))
         }
         Err(e) => {

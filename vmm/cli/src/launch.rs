@@ -62,7 +62,11 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     for (options, spec) in all.iter().zip(&specs) {
         for p in &options.publish {
             if spec.network.is_none() {
-                bail!("guest {} has no network, so port {} cannot be published: add --net", spec.name, p.guest);
+                bail!(
+                    "guest {} has no network, so port {} cannot be published: add --net",
+                    spec.name,
+                    p.guest
+                );
             }
             listeners.push((spec.name.clone(), foraker_publish::listen(p.host)?, p.guest));
         }
@@ -86,7 +90,8 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     }
     let trace = match &launch.cell.trace {
         Some(path) => {
-            let file = File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
+            let file =
+                File::create(path).with_context(|| format!("cannot write the trace {}", path.display()))?;
             foraker_cell::trace::start(TRACE_POINTS);
             Some(file)
         }
@@ -185,7 +190,9 @@ fn wait(cell: &Cell, guests: &[Arc<Guest>], signals: &Signals, deadline: Option<
 
 /// What a guest gets: the command line first, then the image's manifest, then its note.
 fn spec(
-    o: &GuestOptions, several: bool, images: &mut HashMap<PathBuf, Arc<LoadedImage>>,
+    o: &GuestOptions,
+    several: bool,
+    images: &mut HashMap<PathBuf, Arc<LoadedImage>>,
 ) -> anyhow::Result<GuestSpec> {
     let image = match images.get(&o.image) {
         Some(image) => Arc::clone(image),
@@ -216,7 +223,10 @@ fn spec(
             tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
             tx_packets: o.tx_packets.or(m.limits.tx_packets),
         }),
-        console_limit: o.console_bandwidth.or(m.limits.console).unwrap_or(foraker_cell::cell::DEFAULT_CONSOLE),
+        console_limit: o
+            .console_bandwidth
+            .or(m.limits.console)
+            .unwrap_or(foraker_cell::cell::DEFAULT_CONSOLE),
         console_prefix: several,
         immediate: o.immediate,
         image,

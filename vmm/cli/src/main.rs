@@ -62,7 +62,9 @@ mod tests {
     #[test]
     fn errors_are_one_line_that_says_everything_once() {
         let cause = std::io::Error::from_raw_os_error(libc::ENOENT);
-        let error = anyhow::Error::new(cause).context("cannot read: No such file or directory (os error 2)").context("x");
+        let error = anyhow::Error::new(cause)
+            .context("cannot read: No such file or directory (os error 2)")
+            .context("x");
         assert_eq!(super::one_line(&error), "x: cannot read: No such file or directory");
     }
 }

@@ -65,7 +65,9 @@ fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 pub(crate) fn parse(text: Option<&str>) -> anyhow::Result<Manifest> {
     match text {
         None => Ok(Manifest::default()),
-        Some(text) => toml::from_str(text).context("the manifest in the image is damaged: build the image again"),
+        Some(text) => {
+            toml::from_str(text).context("the manifest in the image is damaged: build the image again")
+        }
     }
 }
 

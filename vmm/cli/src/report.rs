@@ -122,9 +122,24 @@ fn of_fault(fault: &Fault, image: Option<&Path>) -> FaultReport {
     let place = image.and_then(|path| symbols::locate(path, fault.rip)).unwrap_or_default();
     let r = &fault.registers;
     let registers = [
-        ("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx), ("rsi", r.rsi), ("rdi", r.rdi), ("rsp", r.rsp),
-        ("rbp", r.rbp), ("r8", r.r8), ("r9", r.r9), ("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13),
-        ("r14", r.r14), ("r15", r.r15), ("rip", r.rip), ("rflags", r.rflags),
+        ("rax", r.rax),
+        ("rbx", r.rbx),
+        ("rcx", r.rcx),
+        ("rdx", r.rdx),
+        ("rsi", r.rsi),
+        ("rdi", r.rdi),
+        ("rsp", r.rsp),
+        ("rbp", r.rbp),
+        ("r8", r.r8),
+        ("r9", r.r9),
+        ("r10", r.r10),
+        ("r11", r.r11),
+        ("r12", r.r12),
+        ("r13", r.r13),
+        ("r14", r.r14),
+        ("r15", r.r15),
+        ("rip", r.rip),
+        ("rflags", r.rflags),
     ];
     let (mnemonic, name) = fault.cause.name();
     FaultReport {
@@ -183,8 +198,8 @@ impl GuestReport {
                 let _ = write!(text, " ({file}:{line})");
             }
             let order = [
-                "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-                "r15", "rip", "rflags",
+                "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12",
+                "r13", "r14", "r15", "rip", "rflags",
             ];
             for row in order.chunks(6) {
                 text.push_str("\n ");

@@ -24,7 +24,9 @@ pub enum ImageError {
     #[error("not an image: {0} (build one with the library OS; see the chapter \"Your first guest\")")]
     NotAnImage(&'static str),
     /// The image is for another version of the architecture.
-    #[error("the image is for version {found} of the virtual architecture, this VMM for version {expected}: build the image again")]
+    #[error(
+        "the image is for version {found} of the virtual architecture, this VMM for version {expected}: build the image again"
+    )]
     Version {
         /// Version in the image's note.
         found: u32,
@@ -107,14 +109,16 @@ impl Image {
     /// # Errors
     /// Not an ELF file for this architecture, no note or one of another version, or a segment that does not fit the layout.
     pub fn parse<'a, R: ReadRef<'a>>(data: R) -> Result<Image, ImageError> {
-        let header = FileHeader64::<LittleEndian>::parse(data).map_err(|_| ImageError::NotAnImage("not an ELF file"))?;
+        let header = FileHeader64::<LittleEndian>::parse(data)
+            .map_err(|_| ImageError::NotAnImage("not an ELF file"))?;
         let endian =
             header.endian().map_err(|_| ImageError::NotAnImage("not a 64-bit little-endian ELF file"))?;
         if header.e_machine(endian) != EM_X86_64 || header.e_type(endian) != ET_EXEC {
             return Err(ImageError::NotAnImage("not a static executable for x86-64 (position-independent?)"));
         }
-        let headers =
-            header.program_headers(endian, data).map_err(|_| ImageError::NotAnImage("damaged program headers"))?;
+        let headers = header
+            .program_headers(endian, data)
+            .map_err(|_| ImageError::NotAnImage("damaged program headers"))?;
         if headers.len() > MAX_SEGMENTS {
             return Err(ImageError::NotAnImage("too many program headers"));
         }
@@ -149,7 +153,8 @@ impl Image {
             }
         }
         let entry = header.e_entry(endian);
-        let inside = |s: &Segment| s.rights == Rights::Execute && (s.address..s.address + s.size).contains(&entry);
+        let inside =
+            |s: &Segment| s.rights == Rights::Execute && (s.address..s.address + s.size).contains(&entry);
         if !segments.iter().any(inside) {
             return Err(ImageError::NotAnImage("the entry point is not in an executable segment"));
         }
@@ -160,18 +165,30 @@ impl Image {
     /// End of the shared, read-only part: text and read-only data.
     #[must_use]
     pub fn read_only_end(&self) -> u64 {
-        self.segments.iter().filter(|s| s.rights != Rights::Write).map(Segment::end).max().unwrap_or(IMAGE_BASE)
+        self.segments
+            .iter()
+            .filter(|s| s.rights != Rights::Write)
+            .map(Segment::end)
+            .max()
+            .unwrap_or(IMAGE_BASE)
     }
 
     /// End of data and bss.
     #[must_use]
     pub fn data_end(&self) -> u64 {
-        self.segments.iter().filter(|s| s.rights == Rights::Write).map(Segment::end).max().unwrap_or(DATA_BASE)
+        self.segments
+            .iter()
+            .filter(|s| s.rights == Rights::Write)
+            .map(Segment::end)
+            .max()
+            .unwrap_or(DATA_BASE)
     }
 }
 
 fn load<'a, R: ReadRef<'a>>(
-    h: &object::elf::ProgramHeader64<LittleEndian>, endian: LittleEndian, data: R,
+    h: &object::elf::ProgramHeader64<LittleEndian>,
+    endian: LittleEndian,
+    data: R,
 ) -> Result<Segment, ImageError> {
     let address = h.p_vaddr(endian);
     let refuse = |problem| Err(ImageError::Segment { address, problem });
@@ -183,8 +200,11 @@ fn load<'a, R: ReadRef<'a>>(
         (false, true) => Rights::Execute,
         (false, false) => Rights::Read,
     };
-    let (low, high) =
-        if rights == Rights::Write { (DATA_BASE, DATA_BASE + MAX_MEMORY) } else { (IMAGE_BASE, PRIVATE_BASE) };
+    let (low, high) = if rights == Rights::Write {
+        (DATA_BASE, DATA_BASE + MAX_MEMORY)
+    } else {
+        (IMAGE_BASE, PRIVATE_BASE)
+    };
     if !address.is_multiple_of(PAGE_SIZE) {
         return refuse("does not start on a page");
     }
@@ -228,7 +248,9 @@ fn find_note(mut bytes: &[u8]) -> Option<note::Descriptor> {
 
 /// The manifest's section, if the section table is readable and has one. A damaged table costs only the manifest.
 fn manifest<'a, R: ReadRef<'a>>(
-    header: &FileHeader64<LittleEndian>, endian: LittleEndian, data: R,
+    header: &FileHeader64<LittleEndian>,
+    endian: LittleEndian,
+    data: R,
 ) -> Option<String> {
     let sections = header.sections(endian, data).ok()?;
     let (_, section) = sections.section_by_name(endian, note::MANIFEST_SECTION.as_bytes())?;

@@ -31,7 +31,8 @@ pub fn locate(path: &Path, address: u64) -> Option<Location> {
             let own = !file.starts_with("/rustc/") && !file.contains("/library/core/");
             if found == Location::default() || own && !chosen {
                 chosen = own;
-                found.function = frame.function.and_then(|f| f.demangle().ok().map(std::borrow::Cow::into_owned));
+                found.function =
+                    frame.function.and_then(|f| f.demangle().ok().map(std::borrow::Cow::into_owned));
                 found.file = frame.location.as_ref().and_then(|l| l.file).map(str::to_owned);
                 found.line = frame.location.as_ref().and_then(|l| l.line);
             }

@@ -48,7 +48,8 @@ impl Attention {
     /// # Errors
     /// The handler cannot be installed.
     pub fn adopt(&'static self) -> std::io::Result<()> {
-        register_signal_handler(signal(), on_signal).map_err(|e| std::io::Error::from_raw_os_error(e.errno()))?;
+        register_signal_handler(signal(), on_signal)
+            .map_err(|e| std::io::Error::from_raw_os_error(e.errno()))?;
         // SAFETY: a system call without arguments that cannot fail.
         let thread = unsafe { libc::gettid() };
         self.thread.store(thread, Ordering::SeqCst);
@@ -60,7 +61,9 @@ impl Attention {
     pub fn call(&self) {
         if !self.wanted.swap(true, Ordering::SeqCst) && self.in_guest.load(Ordering::SeqCst) {
             // SAFETY: sends a signal whose handler is installed to a thread of this process.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread.load(Ordering::SeqCst), signal()) };
+            unsafe {
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread.load(Ordering::SeqCst), signal())
+            };
         }
     }
 

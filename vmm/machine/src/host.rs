@@ -9,7 +9,9 @@ use kvm_ioctls::{Cap, Kvm};
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// There is no `/dev/kvm`.
-    #[error("there is no /dev/kvm: enable virtualization in the firmware (or nested virtualization on the host) and load a KVM module, such as kvm_intel, kvm_amd or kvm_pvm")]
+    #[error(
+        "there is no /dev/kvm: enable virtualization in the firmware (or nested virtualization on the host) and load a KVM module, such as kvm_intel, kvm_amd or kvm_pvm"
+    )]
     Missing,
     /// It may not be opened.
     #[error("no right to open /dev/kvm: run as root, or add the user to the group kvm")]
@@ -69,7 +71,8 @@ impl Host {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|e| HostError::Unusable(std::io::Error::from_raw_os_error(e.errno())))?;
-        let leaf = |function, index| cpuid.as_slice().iter().find(|e| e.function == function && e.index == index);
+        let leaf =
+            |function, index| cpuid.as_slice().iter().find(|e| e.function == function && e.index == index);
         let xcr0 = leaf(0xd, 0).map_or(3, |e| (u64::from(e.edx) << 32 | u64::from(e.eax)) & XCR0_MASK);
         let own = |leaf| std::arch::x86_64::__cpuid_count(leaf, 0);
         let rdrand = leaf(1, 0).is_some_and(|e| e.ecx & 1 << 30 != 0);

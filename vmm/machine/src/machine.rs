@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicU8;
 
 use foraker_abi::hypercall::DOORBELL_PORT;
 use foraker_abi::layout::{
-    GDT, IDT, KERNEL_CODE, KERNEL_DATA, SYSCALL_STUB, TASK_STATE_SIZE, TASK_STATES, USER_CODE, USER_DATA, VECTORS,
+    GDT, IDT, KERNEL_CODE, KERNEL_DATA, SYSCALL_STUB, TASK_STATE_SIZE, TASK_STATES, USER_CODE, USER_DATA,
+    VECTORS,
 };
 use foraker_memory::GuestMemory;
 use foraker_memory::shared::TASK_STATE_LIMIT;
 use kvm_bindings::{
-    KVM_MEM_READONLY, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
-    kvm_xcr, kvm_xcrs,
+    KVM_MEM_READONLY, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region, kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, SyncReg, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -110,8 +111,10 @@ impl Machine {
         fd.set_cpuid2(&self.host.cpuid).map_err(failed("set CPUID"))?;
         fd.set_xcrs(&xcrs(self.host.xcr0)).map_err(failed("set XCR0"))?;
         let msrs = [(MSR_STAR, u64::from(KERNEL_CODE) << 32), (MSR_LSTAR, SYSCALL_STUB), (MSR_FMASK, FMASK)];
-        let entries: Vec<_> =
-            msrs.iter().map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() }).collect();
+        let entries: Vec<_> = msrs
+            .iter()
+            .map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() })
+            .collect();
         let msrs = Msrs::from_entries(&entries).expect("three entries fit");
         let written = fd.set_msrs(&msrs).map_err(failed("set MSRs"))?;
         if written != entries.len() {
@@ -220,7 +223,13 @@ impl Core {
     /// Sets all registers for a start.
     pub fn restart(&mut self, start: Start) {
         self.change(|r| {
-            *r = kvm_regs { rip: start.entry, rsp: start.stack, rdi: start.argument, rflags: RFLAGS, ..Default::default() };
+            *r = kvm_regs {
+                rip: start.entry,
+                rsp: start.stack,
+                rdi: start.argument,
+                rflags: RFLAGS,
+                ..Default::default()
+            };
         });
     }
 

@@ -6,18 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use foraker_abi::control::CoreControl;
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, PAGE_SIZE,
-    PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES,
+    PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
 };
 use foraker_abi::registers::Registers;
 use foraker_image::{Image, Rights};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use crate::MemoryError;
 use crate::arena::{Arena, Range};
 use crate::plan::Plan;
 use crate::shared::Shared;
 use crate::tables::{self, Words};
-use crate::MemoryError;
 
 /// A piece of guest-physical memory, as KVM wants it.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,10 @@ impl GuestMemory {
     /// # Errors
     /// `memory` is too little or too much for the image, or the arena is full.
     pub fn new(
-        arena: &Arc<Arena>, image: &Image, shared: &Arc<Shared>, memory: u64,
+        arena: &Arc<Arena>,
+        image: &Image,
+        shared: &Arc<Shared>,
+        memory: u64,
     ) -> Result<GuestMemory, MemoryError> {
         let plan = Plan::new(image, memory)?;
         let range = arena.allocate(plan.memory_size)?;
@@ -109,7 +112,12 @@ impl GuestMemory {
                 host: self.shared.as_ptr(),
                 read_only: true,
             },
-            Slot { address: PRIVATE_BASE, size: self.plan.memory_size, host: self.range.as_ptr(), read_only: false },
+            Slot {
+                address: PRIVATE_BASE,
+                size: self.plan.memory_size,
+                host: self.range.as_ptr(),
+                read_only: false,
+            },
         ]
     }
 
@@ -251,16 +259,24 @@ impl Area {
 
     fn fill(&self, address: u64, bytes: &[u8]) {
         // SAFETY: `at` checked that the range lies within the mapping; no guest runs yet.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(PRIVATE_BASE, address, bytes.len() as u64), bytes.len()) };
+        unsafe {
+            ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.at(PRIVATE_BASE, address, bytes.len() as u64),
+                bytes.len(),
+            )
+        };
     }
 
     fn region(&self, base: u64, from: u64, to: u64) -> Result<GuestRegionMmap, MemoryError> {
         let failed = |e: &dyn std::fmt::Display| MemoryError::Map(std::io::Error::other(e.to_string()));
         let size = usize::try_from(to - from).map_err(|e| failed(&e))?;
         let host = self.at(base, from, to - from);
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: the range was checked to lie within the mapping, which outlives the regions: `GuestMemory` owns both.
-        let region = unsafe { MmapRegion::build_raw(host, size, protection, flags) }.map_err(|e| failed(&e))?;
+        let region =
+            unsafe { MmapRegion::build_raw(host, size, protection, flags) }.map_err(|e| failed(&e))?;
         GuestRegionMmap::new(region, GuestAddress(from)).ok_or_else(|| failed(&"range wraps"))
     }
 }

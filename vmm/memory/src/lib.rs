@@ -39,7 +39,9 @@ pub enum MemoryError {
     #[error("no room for {0} bytes in this process' arena: end a guest, or give this one less memory")]
     ArenaFull(u64),
     /// The image does not fit.
-    #[error("{given} bytes of memory are too little: this image needs at least {needed} (try --memory {needed})")]
+    #[error(
+        "{given} bytes of memory are too little: this image needs at least {needed} (try --memory {needed})"
+    )]
     TooLittle {
         /// What was given.
         given: u64,

@@ -1,8 +1,9 @@
 //! Where everything lies in one guest's address space. Pure.
 
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE, LARGE_PAGE_SIZE,
-    MAX_MEMORY, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END, TASK_STATES,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
+    LARGE_PAGE_SIZE, MAX_MEMORY, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
+    TASK_STATES,
 };
 use foraker_image::{Image, Rights};
 
@@ -61,7 +62,8 @@ impl Plan {
         let gib = 1 << 30;
         let directories = (PRIVATE_BASE + memory_size).div_ceil(gib);
         let image_tables = (shared_end - IMAGE_BASE).div_ceil(LARGE_PAGE_SIZE);
-        let head_end = heap_start.next_multiple_of(LARGE_PAGE_SIZE).min((PRIVATE_BASE + memory_size).max(heap_start));
+        let head_end =
+            heap_start.next_multiple_of(LARGE_PAGE_SIZE).min((PRIVATE_BASE + memory_size).max(heap_start));
         let head_tables = (head_end - PRIVATE_BASE).div_ceil(LARGE_PAGE_SIZE);
         let tail_tables = u64::from(PRIVATE_BASE + memory_size > head_end);
         let tables = 2 + directories + 1 + image_tables + head_tables + tail_tables;
@@ -77,8 +79,7 @@ impl Plan {
             (FAULT_STUBS..TASK_STATES, Access::SupervisorExecute),
             (TASK_STATES..SUPERVISOR_END, Access::SupervisorRead),
         ];
-        let segments =
-            |write| image.segments.iter().filter(move |s| (s.rights == Rights::Write) == write);
+        let segments = |write| image.segments.iter().filter(move |s| (s.rights == Rights::Write) == write);
         ranges.extend(segments(false).map(|s| (s.address..s.end(), Access::User(s.rights))));
         ranges.extend([
             (REGISTERS..CONTROL, Access::User(Rights::Read)),

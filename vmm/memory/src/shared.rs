@@ -99,13 +99,8 @@ impl Drop for Shared {
 /// Content of the supervisor pages, as (address, bytes).
 fn supervisor() -> Vec<(u64, Vec<u8>)> {
     // Flat segments with their accessed bits set, as the pages cannot be written: kernel code and data, user data and code.
-    let gdt: [u64; 5] = [
-        0,
-        0x00af_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x00cf_f300_0000_ffff,
-        0x00af_fb00_0000_ffff,
-    ];
+    let gdt: [u64; 5] =
+        [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
     let mut idt = Vec::new();
     let mut stubs = Vec::new();
     for vector in 0..=VECTORS {

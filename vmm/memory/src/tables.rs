@@ -44,7 +44,9 @@ pub fn build(plan: &Plan, words: &mut impl Words) -> u64 {
         let bits = bits(*access);
         let mut at = range.start;
         while at < range.end {
-            let large = at.is_multiple_of(LARGE_PAGE_SIZE) && range.end - at >= LARGE_PAGE_SIZE && at >= plan.heap_start;
+            let large = at.is_multiple_of(LARGE_PAGE_SIZE)
+                && range.end - at >= LARGE_PAGE_SIZE
+                && at >= plan.heap_start;
             let leaf_shift = if large { 21 } else { 12 };
             let mut table = root;
             for shift in [39, 30, 21] {

@@ -71,7 +71,8 @@ impl RingService {
         if now_ns.saturating_sub(self.window_start) >= self.tuning.window_ns {
             let next = match self.server {
                 Server::Worker
-                    if self.rounds >= self.tuning.busy_exits && self.frames < self.rounds * self.tuning.small_batch =>
+                    if self.rounds >= self.tuning.busy_exits
+                        && self.frames < self.rounds * self.tuning.small_batch =>
                 {
                     Server::Uplink
                 }

@@ -76,8 +76,10 @@ pub fn serve(ports: Vec<Published>) -> std::io::Result<()> {
     };
     std::thread::Builder::new().name("published".to_owned()).spawn(move || {
         runtime.block_on(async {
-            let tasks: Vec<_> =
-                listeners.into_iter().map(|(listener, target)| tokio::spawn(accept(listener, target))).collect();
+            let tasks: Vec<_> = listeners
+                .into_iter()
+                .map(|(listener, target)| tokio::spawn(accept(listener, target)))
+                .collect();
             for task in tasks {
                 // Tasks do not end before the process does.
                 let _ = task.await;
