@@ -154,9 +154,12 @@ mod tests {
 
     #[test]
     fn memory_that_is_touched_is_seen() {
-        const BYTES: usize = 256 << 10;
-        // Instances that are nothing but memory cost what they are.
-        let kib = per_instance(|| Ok(vec![1u8; BYTES])).unwrap();
-        assert!((200.0..400.0).contains(&kib), "{kib} KiB for an instance of 256 KiB");
+        if fs::read("/proc/sys/vm/stat_refresh").is_err() {
+            eprintln!("not root: not run");
+            return;
+        }
+        // Instances that are nothing but memory cost what they are, give or take what the machine does meanwhile.
+        let kib = per_instance(|| Ok(vec![1u8; 1 << 20])).unwrap();
+        assert!((800.0..1400.0).contains(&kib), "{kib} KiB for an instance of 1024 KiB");
     }
 }

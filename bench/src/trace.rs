@@ -41,8 +41,10 @@ pub struct Way {
     pub whole: u64,
     /// In the VMM: from the TAP device into the ring, and from the ring to the TAP device.
     pub vmm: u64,
-    /// The crossing: from what one side wrote into shared memory to the moment the other one saw it.
-    pub crossing: u64,
+    /// The crossing to the guest: from the moment the request stood in the ring to the moment the guest saw it.
+    pub crossing_in: u64,
+    /// The crossing from the guest: from the moment the answer stood in the ring to the moment the VMM saw it.
+    pub crossing_out: u64,
 }
 
 impl Trace {
@@ -89,7 +91,8 @@ impl Trace {
         ordered.then(|| Way {
             whole: echo.received - echo.sent,
             vmm: (published - tap_read) + (tap_write - taken),
-            crossing: seen.saturating_sub(published) + taken.saturating_sub(answered),
+            crossing_in: seen.saturating_sub(published),
+            crossing_out: taken.saturating_sub(answered),
         })
     }
 }
@@ -112,7 +115,7 @@ mod tests {
     fn a_way_is_cut_at_its_points() {
         let trace = trace(&[(5, 1), (110, 1), (115, 2), (140, 3), (147, 4), (300, 1)]).unwrap();
         let way = trace.way(&echo(100, 200), 118, 135).unwrap();
-        assert_eq!(way, Way { whole: 100, vmm: 5 + 7, crossing: 3 + 5 });
+        assert_eq!(way, Way { whole: 100, vmm: 5 + 7, crossing_in: 3, crossing_out: 5 });
     }
 
     #[test]

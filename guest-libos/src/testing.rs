@@ -80,9 +80,7 @@ pub fn advance(ns: u64) {
     NOW.set(NOW.get() + ns);
 }
 
-pub fn doorbell_async() {
-    VMM.with(|vmm| vmm.borrow_mut().doorbells += 1);
-}
+pub fn doorbell_async() {}
 
 /// # Safety
 /// As for the real one.
@@ -104,7 +102,6 @@ pub struct Vmm {
     rx_taken: u16,
     tx_taken: u16,
     sent: VecDeque<(Header, Vec<u8>)>,
-    pub doorbells: u64,
     /// Takes no frames from the transmit ring.
     pub stuck: bool,
 }
@@ -146,6 +143,7 @@ impl Vmm {
             let bytes = unsafe { core::slice::from_raw_parts(d.address as *const u8, d.length as usize) };
             let header = Header::from_bytes(bytes[..HEADER_SIZE].try_into().unwrap());
             self.sent.push_back((header, bytes[HEADER_SIZE..].to_vec()));
+            assert!(self.sent.len() < 10_000, "the test takes no frames");
             put_used(base, id, 0);
             self.tx_taken = self.tx_taken.wrapping_add(1);
         }
@@ -181,10 +179,6 @@ pub fn visit_sent(mut f: impl FnMut(&[u8])) {
 
 pub fn set_stuck(stuck: bool) {
     VMM.with(|vmm| vmm.borrow_mut().stuck = stuck);
-}
-
-pub fn doorbells() -> u64 {
-    VMM.with(|vmm| vmm.borrow().doorbells)
 }
 
 /// Puts a frame into the receive ring; false if there is no room. The buffers are filled as virtio's mergeable ones.

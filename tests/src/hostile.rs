@@ -2,6 +2,7 @@
 
 use foraker_abi::fault::{PF_FETCH, PF_PRESENT, PF_USER, PF_WRITE};
 
+use crate::bounds::emulated;
 use crate::report::{Fault, Guest};
 
 /// How a case must end.
@@ -23,7 +24,7 @@ pub enum Expect {
     /// It does not end by itself.
     Endless,
     /// One of these, by the kind of processor.
-    Either(&'static Expect, &'static Expect),
+    OneOf(&'static [Expect]),
 }
 
 /// A case.
@@ -110,20 +111,37 @@ const fn gate(vector: u64) -> Option<u64> {
     Some(vector * 8 + 2)
 }
 
-const NOT_MINE_1: Expect = Expect::Either(
-    &Expect::Exception(UD, None, "vmcall"),
-    &Expect::Exception(PF, Some(WRITE_PRESENT), "vmcall"),
-);
-const NOT_MINE_2: Expect = Expect::Either(
-    &Expect::Exception(UD, None, "vmmcall"),
-    &Expect::Exception(PF, Some(WRITE_PRESENT), "vmmcall"),
-);
 const KERNEL_CODE: u64 = foraker_abi::layout::KERNEL_CODE as u64;
+
+/// Hypercall instructions of other architectures: KVM answers the one that the processor knows with an error in RAX, or
+/// refuses it; the other one is an invalid opcode, or a write to text where KVM tries to replace it.
+const fn not_mine(function: &'static str) -> [Expect; 4] {
+    [
+        Expect::Held,
+        Expect::Exception(UD, None, function),
+        Expect::Exception(GP, Some(0), function),
+        Expect::Exception(PF, Some(WRITE_PRESENT), function),
+    ]
+}
+
+/// Where the processor that QEMU 7.2 emulates in software is none: it knows neither alignment checks nor SIMD exceptions,
+/// nor `icebp`, nor stack faults in long mode, and counts gates of 16 bytes in error codes of `int n`, which it also reports
+/// behind the instruction when the first attempt met a missing page. Only there, these count as well.
+pub const EMULATED: &[(&str, Expect)] = &[
+    ("alignment", Expect::Exit(1)),
+    ("simd", Expect::Exit(1)),
+    ("icebp", Expect::Exception(UD, None, "icebp")),
+    ("non-canonical-stack", Expect::Exception(GP, Some(0), "read_by_stack")),
+    ("int-14", Expect::Exception(GP, Some(14 * 16 + 2), "int_14")),
+    ("int-32", Expect::Exception(GP, Some(32 * 16 + 2), "int_32")),
+    ("int-128", Expect::Exception(GP, Some(128 * 16 + 2), "int_128")),
+    ("int-255", Expect::Exception(GP, Some(255 * 16 + 2), "int_255")),
+];
 
 /// Guests that end by one instruction.
 pub const FAULTS: &[Case] = &[
     plain("ud2", UD, "ud2"),
-    plain("locked-register", UD, "locked_register"),
+    plain("locked-nop", UD, "locked_nop"),
     protection("too-long", "too_long"),
     plain("divide-by-zero", DE, "divide"),
     plain("breakpoint", BP, "int3"),
@@ -199,12 +217,10 @@ pub const FAULTS: &[Case] = &[
     // Intel's processors refuse it while no target is set, AMD's do not know it in long mode.
     case(
         "sysenter",
-        Expect::Either(&Expect::Exception(GP, Some(0), "sysenter"), &Expect::Exception(UD, None, "sysenter")),
+        Expect::OneOf(&[Expect::Exception(GP, Some(0), "sysenter"), Expect::Exception(UD, None, "sysenter")]),
     ),
-    // Not of this architecture: KVM answers the one that the processor knows with an error in RAX. The other one is an
-    // invalid opcode, or a write to text where KVM tries to replace it.
-    case("vmcall", Expect::Either(&Expect::Held, &NOT_MINE_1)),
-    case("vmmcall", Expect::Either(&Expect::Held, &NOT_MINE_2)),
+    case("vmcall", Expect::OneOf(&not_mine("vmcall"))),
+    case("vmmcall", Expect::OneOf(&not_mine("vmmcall"))),
     protection("port-out", "out_immediate"),
     protection("port-in", "in_immediate"),
     protection("port-out-8", "out_8"),
@@ -222,7 +238,7 @@ pub const FAULTS: &[Case] = &[
     // Each byte is a hypercall of the number in RAX, or none is.
     case(
         "port-hypercall-string",
-        Expect::Either(&Expect::Held, &Expect::Exception(GP, Some(0), "out_string")),
+        Expect::OneOf(&[Expect::Held, Expect::Exception(GP, Some(0), "out_string")]),
     ),
     protection("port-fault", "out_fault_port"),
     protection("port-doorbell-in", "in_doorbell"),
@@ -420,11 +436,20 @@ pub fn is_done(lines: &[&str]) -> bool {
     lines.iter().any(|line| line.starts_with("expect") || ["held", "went on", "failed"].contains(line))
 }
 
+/// The lines of a console without the announced instruction.
+fn without_rip<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    lines.iter().map(|line| if line.starts_with("expect") { "expect" } else { line }).collect()
+}
+
 /// Compares a guest's end with what its case expects; what is wrong, if anything.
 ///
 /// # Errors
 /// What was expected, and what the report says.
 pub fn judge(case: &Case, guest: &Guest, lines: &[&str]) -> Result<(), String> {
+    let other = EMULATED.iter().find(|(name, _)| emulated() && *name == case.name);
+    if other.is_some_and(|(_, expect)| meets(expect, guest, &without_rip(lines)).is_ok()) {
+        return Ok(());
+    }
     meets(&case.expect, guest, lines).map_err(|problem| {
         let end = match &guest.fault {
             Some(f) => {
@@ -466,7 +491,10 @@ fn meets(expect: &Expect, guest: &Guest, lines: &[&str]) -> Result<(), String> {
         }
         Expect::Exit(status) => exited(status),
         Expect::Endless => ended("killed"),
-        Expect::Either(a, b) => meets(a, guest, lines).or_else(|_| meets(b, guest, lines)),
+        Expect::OneOf(all) => {
+            let met = all.iter().any(|expect| meets(expect, guest, lines).is_ok());
+            if met { Ok(()) } else { Err("none of these".to_owned()) }
+        }
     }
 }
 

@@ -6,10 +6,15 @@ use foraker_tests::launch::{Ended, image, launch};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// What the guest is told about the time-stamp counter of this machine.
+fn clock() -> &'static [&'static str] {
+    if foraker_tests::bounds::emulated() { &["-e", "UNSTABLE_CLOCK=1"] } else { &[] }
+}
+
 /// Runs the checks; returns the lines.
 fn run(options: &[&str]) -> Ended {
     let program = image("conformance").display().to_string();
-    let arguments: Vec<&str> = options.iter().copied().chain([program.as_str()]).collect();
+    let arguments: Vec<&str> = options.iter().chain(clock()).copied().chain([program.as_str()]).collect();
     launch(arguments).wait(LIMIT)
 }
 
@@ -93,7 +98,9 @@ fn beside_guests_that_never_exit() {
     let program = image("conformance").display().to_string();
     let mut arguments = vec!["--json", "--timeout"];
     let limit = foraker_tests::bounds::seconds(60).as_secs().to_string();
-    arguments.extend([limit.as_str(), "--no-net", "--name", "c", &program]);
+    arguments.extend([limit.as_str(), "--no-net", "--name", "c"]);
+    arguments.extend(clock());
+    arguments.push(&program);
     for name in ["s1", "s2", "s3"] {
         arguments.extend(["+", "--no-net", "--name", name, &hostile, "endless-loop"]);
     }

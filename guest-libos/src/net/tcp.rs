@@ -377,7 +377,8 @@ impl TcpStream {
         self.change(|socket| socket.set_nagle_enabled(enabled));
     }
 
-    /// How long an acknowledgement may wait for data to ride on; `None` for not at all. 10 ms at first.
+    /// How long an acknowledgement may wait for data to ride on; `None`, as it is at first, for the end of the executor's
+    /// round: long enough for what a task answers at once.
     pub fn set_ack_delay(&mut self, delay: Option<Duration>) {
         self.change(|socket| socket.set_ack_delay(delay.map(Into::into)));
     }

@@ -606,21 +606,35 @@ fn measure_requests(connections: usize) {
         loop {
             let mut stream = listener.accept().await;
             spawn(async move {
+                let mut pieces = Vec::new();
                 loop {
                     let found = stream
-                        .read_with(|data| match crate::http::parse(data) {
-                            Ok(Some((length, request))) => (length, request.keep_alive),
-                            _ => (data.len(), false),
+                        .read_with(|data| {
+                            if pieces.is_empty()
+                                && let Ok(Some((length, request))) = crate::http::parse(data)
+                            {
+                                return (length, Some(request.keep_alive));
+                            }
+                            pieces.extend_from_slice(data);
+                            let whole =
+                                crate::http::parse(&pieces).unwrap().map(|(_, request)| request.keep_alive);
+                            if whole.is_some() {
+                                pieces.clear();
+                            }
+                            (data.len(), whole)
                         })
                         .await;
-                    match found {
-                        Ok(true) => stream.write_all(&ANSWER).await.unwrap(),
-                        _ => return,
+                    match found.unwrap() {
+                        Some(true) => stream.write_all(&ANSWER).await.unwrap(),
+                        Some(false) => return,
+                        None => {}
                     }
                 }
             });
         }
     });
+    // Frames stay in the ring until `absorb` takes them.
+    testing::set_stuck(true);
     let mut clients: Vec<_> = (0..connections).map(Client::new).collect();
     // Takes the guest's frames into account: the acknowledgement that the client sends next.
     let absorb = |clients: &mut Vec<Client>| {
@@ -658,7 +672,9 @@ fn measure_requests(connections: usize) {
         task::round();
         task::round();
         guest_ns += start.elapsed().as_nanos();
-        answered += absorb(&mut clients);
+        let now = absorb(&mut clients);
+        assert!(now > 0, "the guest does not answer: {answered} {:?}", counters());
+        answered += now;
     }
     let executor = task::statistics();
     println!(
@@ -668,4 +684,57 @@ fn measure_requests(connections: usize) {
         executor.polls,
         counters()
     );
+}
+
+/// What bulk transfer costs in the guest, both ways.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_bulk() {
+    const FRAME: usize = 44 * 1460;
+    for port in [9, 19] {
+        let listener = TcpListener::bind(port, Config::BULK).unwrap();
+        spawn(async move {
+            let mut stream = listener.accept().await;
+            if port == 9 {
+                while stream.read_with(|data| (data.len(), data.len())).await != Ok(0) {}
+            }
+            let block = vec![7; 65536];
+            loop {
+                stream.write_all(&block).await.unwrap();
+            }
+        });
+    }
+    testing::set_stuck(true);
+    for port in [9u16, 19] {
+        let mut client = Client::new(usize::from(port));
+        client.frame[36..38].copy_from_slice(&port.to_be_bytes());
+        let payload = vec![5; FRAME];
+        let (mut bytes, mut guest_ns, mut acknowledged) = (0usize, 0u128, 0);
+        client.send(2, &[]);
+        let mut established = false;
+        while bytes < 4 << 30 {
+            testing::advance(100_000);
+            let start = std::time::Instant::now();
+            task::round();
+            guest_ns += start.elapsed().as_nanos();
+            testing::visit_sent(|frame| {
+                let seq = u32::from_be_bytes(frame[38..42].try_into().unwrap());
+                let length = frame.len() - 34 - usize::from(frame[46] >> 4) * 4;
+                client.ack = seq.wrapping_add(length as u32 + u32::from(frame[47] & 2 != 0));
+                bytes += length;
+                acknowledged = u32::from_be_bytes(frame[42..46].try_into().unwrap());
+            });
+            if port == 9 && established {
+                assert_eq!(acknowledged, client.seq);
+                for _ in 0..4 {
+                    bytes += if client.send(16, &payload) { FRAME } else { 0 };
+                }
+            } else {
+                client.send(16, &[]);
+                established = true;
+            }
+        }
+        let way = if port == 9 { "received" } else { "sent" };
+        println!("bulk {way}: {:.1} Gbit/s of the guest's time", bytes as f64 * 8.0 / guest_ns as f64);
+    }
 }

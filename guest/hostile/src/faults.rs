@@ -27,7 +27,7 @@ static CONSTANT: [u8; 16] = [0x5a; 16];
 /// The cases.
 pub(crate) const CASES: &[Case] = &[
     case("ud2", || plain(ins::ud2)),
-    case("locked-register", || plain(ins::locked_register)),
+    case("locked-nop", || plain(ins::locked_nop)),
     case("too-long", || plain(ins::too_long)),
     case("divide-by-zero", || strike(ins::divide, [0; 4], 0, None)),
     case("breakpoint", || strike(ins::int3, [0; 4], offset::INT3, None)),

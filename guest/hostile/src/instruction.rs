@@ -33,8 +33,8 @@ primitives! {
 
     /// The instruction that is promised to be invalid.
     ud2: "ud2";
-    /// A register operand may not be locked.
-    locked_register: ".byte 0xf0, 0x89, 0xc0";
+    /// What does not write memory may not be locked.
+    locked_nop: ".byte 0xf0, 0x90";
     /// Sixteen bytes are one more than an instruction may have.
     too_long: ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90";
     /// Divides by the fourth argument.

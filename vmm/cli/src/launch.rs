@@ -55,7 +55,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             bail!("two guests have the address {ip}: give one of them another --ip");
         }
         if s.memory > foraker_abi::layout::MAX_MEMORY {
-            bail!("{} bytes of memory for {} are too much: a guest can have 1T at most", s.memory, s.name);
+            bail!("{} bytes of memory for {} are too much: a guest can have 64G at most", s.memory, s.name);
         }
     }
     let mut listeners = Vec::new();

@@ -122,8 +122,8 @@ impl Image {
         if headers.len() > MAX_SEGMENTS {
             return Err(ImageError::NotAnImage("too many program headers"));
         }
+        // The note before the segments: of an ordinary program, only that it is one is of interest.
         let mut found = None;
-        let mut segments = Vec::new();
         for h in headers {
             match h.p_type(endian) {
                 PT_INTERP | PT_DYNAMIC => {
@@ -133,7 +133,6 @@ impl Image {
                     let bytes = h.data(endian, data).map_err(|()| ImageError::NotAnImage("damaged note"))?;
                     found = find_note(bytes);
                 }
-                PT_LOAD if h.p_memsz(endian) > 0 => segments.push(load(h, endian, data)?),
                 _ => {}
             }
         }
@@ -146,6 +145,8 @@ impl Image {
         if note.stack_size > MAX_MEMORY || note.memory > MAX_MEMORY {
             return Err(ImageError::NotAnImage("the note asks for too much memory"));
         }
+        let loaded = headers.iter().filter(|h| h.p_type(endian) == PT_LOAD && h.p_memsz(endian) > 0);
+        let mut segments = loaded.map(|h| load(h, endian, data)).collect::<Result<Vec<_>, _>>()?;
         segments.sort_by_key(|s| s.address);
         for (a, b) in segments.iter().zip(segments.iter().skip(1)) {
             if a.end() > b.address {

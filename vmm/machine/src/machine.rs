@@ -34,9 +34,9 @@ const CR0: u64 = 0x8005_0033;
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 /// EFER: LME, LMA and NXE.
 const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
-/// RFLAGS of a guest: the reserved bit. IOPL stays 0: the I/O bitmap alone opens the ports of the contract, so that another port,
-/// `cli` and `sti` are faults on every back end.
-const RFLAGS: u64 = 1 << 1;
+/// RFLAGS of a guest: the reserved bit, and IF, which nothing looks at but which a guest can read, so that it is the same on every back
+/// end. IOPL stays 0: the I/O bitmap alone opens the ports of the contract, so that another port, `cli` and `sti` are faults everywhere.
+const RFLAGS: u64 = 1 << 1 | 1 << 9;
 /// Bits of RFLAGS that an upcall clears: trap, direction, alignment check.
 const RFLAGS_CLEARED: u64 = 1 << 8 | 1 << 10 | 1 << 18;
 

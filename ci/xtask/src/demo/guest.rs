@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::Server;
 use crate::{
     process,
     terminal::{self, Style},
@@ -33,7 +34,7 @@ pub(super) struct Guest {
 
 /// What `vmm launch --json` says at the end, as far as it is shown.
 #[derive(Debug, Deserialize)]
-pub(super) struct Report {
+struct Report {
     guests: Vec<GuestReport>,
 }
 
@@ -75,37 +76,8 @@ impl Guest {
         Ok(Guest { child, started, output, address })
     }
 
-    /// Since the process was started.
-    pub(super) fn age(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// The exit status, if it has ended.
-    pub(super) fn ended(&mut self) -> Result<Option<i32>> {
-        Ok(self.child.try_wait()?.map(process::code))
-    }
-
-    /// The guest's own address, if its console has named one.
-    pub(super) fn address(&self) -> Option<Ipv4Addr> {
-        self.address.lock().ok().and_then(|address| *address)
-    }
-
-    /// Resident memory of the process, bytes.
-    pub(super) fn resident(&self) -> Option<u64> {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
-    }
-
-    /// Waits until it has ended, or until `done` says so.
-    pub(super) fn wait_until(&mut self, done: impl Fn() -> bool) {
-        while !done() && matches!(self.child.try_wait(), Ok(None)) {
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
     /// Asks it to stop, waits, and returns its report.
-    pub(super) fn stop(mut self) -> Result<Report> {
+    fn report(&mut self) -> Result<Report> {
         self.signal(rustix::process::Signal::TERM);
         let deadline = Instant::now() + GRACE;
         while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
@@ -122,6 +94,41 @@ impl Guest {
     fn signal(&self, signal: rustix::process::Signal) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+}
+
+impl Server for Guest {
+    fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn launch_word(&self) -> &'static str {
+        "the process"
+    }
+
+    fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(format!("vmm ended with status {}", process::code(status))),
+            Err(error) => Some(format!("vmm was lost ({error})")),
+        }
+    }
+
+    fn address(&self) -> Option<Ipv4Addr> {
+        self.address.lock().ok().and_then(|address| *address)
+    }
+
+    fn resident(&self) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    }
+
+    fn stop(mut self: Box<Self>) {
+        match self.report() {
+            Ok(report) => report.print(),
+            Err(error) => terminal::note(&format!("{error:#}")),
         }
     }
 }
@@ -146,7 +153,7 @@ fn show_console(console: impl BufRead, address: &Mutex<Option<Ipv4Addr>>) {
 }
 
 /// The first private address in a line.
-fn find_address(line: &str) -> Option<Ipv4Addr> {
+pub(super) fn find_address(line: &str) -> Option<Ipv4Addr> {
     let parts = line.split(|c: char| !c.is_ascii_digit() && c != '.');
     parts.filter_map(|part| part.trim_matches('.').parse::<Ipv4Addr>().ok()).find(Ipv4Addr::is_private)
 }
@@ -159,7 +166,8 @@ fn report(output: &str) -> Result<Report> {
 
 impl Report {
     /// Shows what became of the guest.
-    pub(super) fn print(&self) {
+    fn print(&self) {
+        println!();
         for guest in &self.guests {
             let Counters { exits, rx_frames, tx_frames } = guest.counters;
             let address = guest.ipv4.as_deref().unwrap_or("no address");
@@ -208,8 +216,10 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", "trap 'echo \"{\\\"guests\\\":[]}\"; exit 0' TERM; while :; do sleep 0.05; done"]);
-        let guest = Guest::launch(command).unwrap();
+        let mut guest = Guest::launch(command).unwrap();
         thread::sleep(Duration::from_millis(300));
-        assert!(guest.stop().unwrap().guests.is_empty());
+        assert!(guest.ended().is_none());
+        assert!(guest.report().unwrap().guests.is_empty());
+        assert_eq!(guest.ended().as_deref(), Some("vmm ended with status 0"));
     }
 }

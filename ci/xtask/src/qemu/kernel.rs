@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{process, terminal, workspace::Workspace};
 
-/// What is loaded, besides what these depend on.
-const MODULES: [&str; 2] = ["kvm-amd", "tun"];
+/// What is loaded, besides what these depend on: KVM, TAP devices, and the card of [`super::Forward`].
+const MODULES: [&str; 3] = ["kvm-amd", "tun", "e1000"];
 /// Written last: a folder without it is not complete.
 const COMPLETE: &str = "PACKAGE";
 
@@ -33,7 +33,7 @@ pub(crate) struct Kernel {
 /// When this is no Debian system, or its package lists or the network are missing; the text says what to do.
 pub(crate) fn get(workspace: &Workspace) -> Result<Kernel> {
     let folder = workspace.generated("qemu").join("kernel");
-    if !folder.join(COMPLETE).is_file() {
+    if !is_complete(&folder) {
         download(&folder).context("there is no stock kernel to boot in QEMU")?;
     }
     let text = fs::read_to_string(folder.join(COMPLETE))?;
@@ -41,6 +41,13 @@ pub(crate) fn get(workspace: &Workspace) -> Result<Kernel> {
     let package = lines.next().unwrap_or_default().to_owned();
     let modules = lines.map(|name| folder.join(name)).collect();
     Ok(Kernel { package, image: folder.join("vmlinuz"), modules })
+}
+
+/// Whether a folder holds all that is needed today.
+fn is_complete(folder: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(folder.join(COMPLETE)) else { return false };
+    let has = |module: &str| text.lines().any(|line| line == format!("{}.ko", module.replace('-', "_")));
+    MODULES.iter().all(|module| has(module))
 }
 
 fn download(folder: &Path) -> Result<()> {
@@ -181,15 +188,20 @@ mod tests {
     fn modules_are_loaded_after_what_they_depend_on() {
         let folder = std::env::temp_dir().join(format!("foraker-modules-{}", std::process::id()));
         fs::create_dir_all(folder.join("a")).unwrap();
-        for (name, depends) in
-            [("kvm-amd", "kvm,ccp"), ("kvm", "irqbypass"), ("ccp", ""), ("irqbypass", ""), ("tun", "")]
-        {
+        for (name, depends) in [
+            ("kvm-amd", "kvm,ccp"),
+            ("kvm", "irqbypass"),
+            ("ccp", ""),
+            ("irqbypass", ""),
+            ("tun", ""),
+            ("e1000", ""),
+        ] {
             fs::write(folder.join(format!("a/{name}.ko")), format!("\0depends={depends}\0")).unwrap();
         }
         let mut available = BTreeMap::new();
         index(&folder, &mut available).unwrap();
         let order = load_order(&available).unwrap();
         fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(order, ["irqbypass", "kvm", "ccp", "kvm_amd", "tun"]);
+        assert_eq!(order, ["irqbypass", "kvm", "ccp", "kvm_amd", "tun", "e1000"]);
     }
 }

@@ -23,8 +23,8 @@ pub(super) const PACKAGE: &str = "foraker-tests";
 const BACK_END: &str = "BACK_END";
 /// Suites that need programs which are not in the machine in QEMU (`curl`, `wrk`).
 const HOST_ONLY: [&str; 1] = ["clients"];
-/// How long one test program may take here.
-const HOST_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// How long one test program may take, here or in QEMU.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// How long all of them may take in QEMU, boot included.
 const STOCK_LIMIT: Duration = Duration::from_secs(15 * 60);
 
@@ -43,7 +43,7 @@ pub(super) fn host(context: &Context) -> Result<Totals> {
         let mut command = Command::new(&program.path);
         command.current_dir(workspace.root.join("tests"));
         command.env("VMM", &vmm).env("IMAGES", &folder).env(BACK_END, "host");
-        totals += context.tests(&mut command, HOST_LIMIT)?;
+        totals += context.tests(&mut command, PROGRAM_LIMIT)?;
     }
     Ok(totals)
 }
@@ -64,12 +64,24 @@ pub(super) fn stock(context: &Context) -> Result<Totals> {
             continue;
         }
         let to = format!("tests/{}", program.name);
-        script.push_str(&format!("echo; echo '== {0}'\n/{to} || failed=1\n", program.name));
+        let limit = PROGRAM_LIMIT.as_secs();
+        script.push_str(&format!(
+            "echo; echo '== {name}'\ntimeout {limit} /{to} || {{ echo '{name}: status' $?; failed=$((failed + 1)); }}\n",
+            name = program.name
+        ));
         files.push(qemu::File { from: stripped(workspace, &program)?, to });
     }
     script.push_str("exit $failed\n");
     let environment = vec![format!("{BACK_END}=stock"), "RUST_BACKTRACE=1".to_owned()];
-    let machine = Machine { smp: 2, memory: "2G".to_owned(), limit: STOCK_LIMIT, files, environment, script };
+    let machine = Machine {
+        smp: 2,
+        memory: "2G".to_owned(),
+        limit: STOCK_LIMIT,
+        files,
+        environment,
+        script,
+        forward: None,
+    };
     let outcome = machine.run(workspace, |line| {
         process::print_line(line);
         totals.take(line);
@@ -79,7 +91,7 @@ pub(super) fn stock(context: &Context) -> Result<Totals> {
         let (boot, run) = (terminal::time(outcome.boot), terminal::time(outcome.run));
         println!("{}", terminal::paint(terminal::Style::Dim, &format!("booted in {boot}, ran for {run}")));
         if outcome.status != 0 {
-            bail!("the suites ended with status {}", outcome.status);
+            bail!("{} suites failed", outcome.status);
         }
         Ok(())
     });
@@ -101,6 +113,7 @@ pub(crate) fn usable_kvm() -> Result<(), String> {
 fn programs(workspace: &Workspace) -> Result<Vec<Executable>> {
     let mut built = workspace.build(workspace.cargo(&["test", "--no-run", "--package", PACKAGE]))?;
     built.retain(|program| program.kind.iter().any(|kind| kind == "test" || kind == "lib"));
+    built.sort_by(|a, b| a.name.cmp(&b.name));
     if built.is_empty() {
         bail!("the package {PACKAGE} has no test program");
     }
