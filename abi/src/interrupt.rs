@@ -14,7 +14,7 @@ pub const NET_TX: u64 = 1 << 2;
 pub const BLOCK: u64 = 1 << 3;
 /// The guest is asked to end itself soon.
 pub const STOP: u64 = 1 << 4;
-/// The core will be taken away at `quantum_end`.
+/// The core will be taken away at `quantum_end`. Raised only for a core whose `upcall_mask` has it.
 pub const PREEMPT: u64 = 1 << 5;
 /// Another core called `resources(CORE_WAKE)`.
 pub const WAKE: u64 = 1 << 6;

@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// An environment variable for the inside, as NAME=VALUE
     #[arg(short, long = "env", value_name = "NAME=VALUE")]
     environment: Vec<String>,
+    /// Arguments for the kernel, such as loglevel=7
+    #[arg(long, value_name = "ARGUMENTS", default_value = "", hide_default_value = true)]
+    append: String,
     /// Neither build nor bring along vmm and the images
     #[arg(long)]
     bare: bool,
@@ -60,6 +63,8 @@ pub(crate) struct Machine {
     pub(crate) files: Vec<File>,
     /// `NAME=VALUE`.
     pub(crate) environment: Vec<String>,
+    /// More arguments for the kernel.
+    pub(crate) append: String,
     /// What to run, for a shell.
     pub(crate) script: String,
     /// A port of this machine that is passed on to one inside.
@@ -104,6 +109,7 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> Result<ExitCode> {
         limit: Duration::from_secs(options.timeout),
         files,
         environment: options.environment,
+        append: options.append,
         script: words.join(" "),
         forward: None,
     };
@@ -196,7 +202,7 @@ impl Machine {
         command.args(["-smp", &self.smp.to_string(), "-m", &self.memory]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&archive.0);
-        command.args(["-append", "console=ttyS0 quiet loglevel=3 panic=-1"]);
+        command.args(["-append", &format!("console=ttyS0 quiet loglevel=3 panic=-1 {}", self.append)]);
         if let Some(Forward { here, inside }) = self.forward {
             let rule = format!("hostfwd=tcp:127.0.0.1:{here}-{}:{inside}", Forward::ADDRESS);
             command.args(["-netdev", &format!("user,id=net,restrict=on,{rule}")]);

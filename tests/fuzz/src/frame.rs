@@ -56,7 +56,8 @@ thread_local! {
 pub fn run(data: &[u8]) {
     let mut program = Program(data);
     let Some(mode) = program.u8() else { return };
-    let Some(header) = program.bytes(HEADER_SIZE).first_chunk().map(|bytes| Header::from_bytes(*bytes)) else {
+    let Some(header) = program.bytes(HEADER_SIZE).first_chunk().map(|bytes| Header::from_bytes(*bytes))
+    else {
         return;
     };
     let mut whole = program.0.to_vec();

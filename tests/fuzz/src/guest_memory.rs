@@ -172,11 +172,7 @@ impl Model {
             host,
             private: bytes(host, size),
             shared: shared.to_vec(),
-            readable: [
-                IMAGE_BASE..plan.shared_end,
-                PRIVATE_BASE..FAULT_STACK,
-                DATA_BASE..plan.memory_end,
-            ],
+            readable: [IMAGE_BASE..plan.shared_end, PRIVATE_BASE..FAULT_STACK, DATA_BASE..plan.memory_end],
             writable: [CONTROL..BOOT, DATA_BASE..plan.memory_end],
             heap_end: plan.memory_end,
         }
@@ -224,7 +220,11 @@ impl Model {
                 let (address, length) = (address(program, guest.plan())?, program.u16()? % MOST);
                 let from = vec![program.u8()?; length.into()];
                 let found = window(&self.writable, address, length.into());
-                assert_eq!(guest.write(address, &from), found.is_some(), "write {length} bytes at {address:#x}");
+                assert_eq!(
+                    guest.write(address, &from),
+                    found.is_some(),
+                    "write {length} bytes at {address:#x}"
+                );
                 if let Some(window) = self.writable.iter().find(|window| window.contains(&address)).cloned() {
                     // What begins inside and ends outside fails, and may be copied as far as it is inside.
                     let inside = usize::from(length).min((window.end - address) as usize);
@@ -253,15 +253,17 @@ impl Model {
             op::FAULT_FRAME => {
                 let (core, at) = (program.u32()?, address(program, guest.plan())?);
                 let stack = FAULT_STACK + u64::from(core) * FAULT_FRAME_SIZE;
-                let within =
-                    core < MAX_CORES && at.is_multiple_of(8) && (stack..stack + FAULT_FRAME_SIZE).contains(&at);
+                let within = core < MAX_CORES
+                    && at.is_multiple_of(8)
+                    && (stack..stack + FAULT_FRAME_SIZE).contains(&at);
                 let found = guest.fault_frame(core, at);
                 assert_eq!(found.is_some(), within, "core {core}, {at:#x}");
                 if let Some(frame) = found {
                     let end = stack + FAULT_FRAME_SIZE;
-                    let mut expected = self.at(at, end - at).chunks(8).map(|word| {
-                        u64::from_le_bytes(word.try_into().expect("eight bytes"))
-                    });
+                    let mut expected = self
+                        .at(at, end - at)
+                        .chunks(8)
+                        .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
                     assert!(frame.iter().all(|&word| word == expected.next().unwrap_or(0)));
                 }
             }
@@ -288,7 +290,7 @@ impl Model {
     }
 
     fn owns(&self, address: u64, length: u64) -> bool {
-        let whole = |value: u64| value % PAGE_SIZE == 0;
+        let whole = |value: u64| value.is_multiple_of(PAGE_SIZE);
         let end = u128::from(address) + u128::from(length);
         whole(address) && whole(length) && address >= DATA_BASE && end <= self.heap_end.into()
     }

@@ -54,7 +54,7 @@ fn complete(data: &[u8], length: usize, request: &Request<'_>) {
         })
         .collect();
     assert!(fields.len() <= MAX_FIELDS);
-    let of = |name: &str| {
+    let of = |name: &'static str| {
         fields.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| *value)
     };
     assert_eq!(of("transfer-encoding").count(), 0, "a coding that nobody decodes");
@@ -68,7 +68,7 @@ fn complete(data: &[u8], length: usize, request: &Request<'_>) {
         .flat_map(|value| value.split(|&byte| byte == b','))
         .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
     assert!(request.keep_alive != close || request.minor == 0 && !request.keep_alive);
-    assert_eq!(request.if_none_match, of("if-none-match").last());
+    assert_eq!(request.if_none_match, of("if-none-match").next_back());
 }
 
 fn refused(data: &[u8], why: BadRequest) {

@@ -67,7 +67,8 @@ struct Page {
 
 /// What the layout says of a page, from its address alone. None: nothing is there.
 fn expected(image: &Image, plan: &Plan, page: u64) -> Option<Page> {
-    let user = |rights| Page { user: true, write: rights == Rights::Write, execute: rights == Rights::Execute };
+    let user =
+        |rights| Page { user: true, write: rights == Rights::Write, execute: rights == Rights::Execute };
     let supervisor = |write, execute| Page { user: false, write, execute };
     let stack = if image.note.stack_size == 0 { DEFAULT_STACK } else { image.note.stack_size };
     // The guard page comes between data and stack.

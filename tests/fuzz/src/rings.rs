@@ -8,9 +8,7 @@ use std::sync::Arc;
 use foraker_abi::layout::{BLOCK, DATA_BASE, NET_RX, NET_TX};
 use foraker_abi::net::{GSO_TCPV4, Header, MAX_FRAME, NEEDS_CSUM};
 use foraker_net::frame::{self, Frame, Packet};
-use foraker_net::{
-    Limits, Mac, Notices, OverLimit, Port, RingState, Served, Switch, Uplink, Work, offload,
-};
+use foraker_net::{Limits, Mac, Notices, OverLimit, Port, RingState, Served, Switch, Uplink, Work, offload};
 
 use crate::program::Program;
 
@@ -191,7 +189,7 @@ impl<'a> Cell<'a> {
                 let (header, frame) = match kind % 4 {
                     0 => datagram(addresses(BAD), to, size),
                     1 => segments(addresses(BAD), to, size),
-                    2 => (Header::default(), who_has(to.1)),
+                    2 => (Header::default(), question(addresses(BAD), to.1)),
                     _ => (Header::default(), vec![kind; size.into()]),
                 };
                 hostile.send(header, &frame, piece.into());
@@ -340,7 +338,7 @@ impl<'a> Cell<'a> {
     fn neighbour_is_served(&mut self, payload: &[u8]) {
         self.look_around();
         let (mut guest, port) = self.neighbour.take().expect("there is one");
-                let out = guest.udp(HOST, (7, 8), payload);
+        let out = guest.udp(HOST, (7, 8), payload);
         guest.send(Header::default(), &out, &[]);
         let work = self.uplink.transmit(&port, 10, self.now_ns, &mut self.notices);
         assert_eq!((work.frames, work.served), (1, Served::Drained));
@@ -397,6 +395,15 @@ fn segments(from: (Mac, Ipv4Addr), to: (Mac, Ipv4Addr), size: u16) -> (Header, V
         num_buffers: 0,
     };
     (header, driver::ipv4(from, to, 6, &body))
+}
+
+/// A guest's ARP request for an address.
+fn question(from: (Mac, Ipv4Addr), address: Ipv4Addr) -> Vec<u8> {
+    let mut bytes = who_has(address);
+    bytes[6..12].copy_from_slice(&from.0.0);
+    bytes[22..28].copy_from_slice(&from.0.0);
+    bytes[28..32].copy_from_slice(&from.1.octets());
+    bytes
 }
 
 /// An offload header that a receiver can trust.

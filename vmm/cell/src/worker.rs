@@ -159,13 +159,14 @@ impl Worker {
             if guest.has_ended() {
                 break None;
             }
+            self.fire_deadlines();
+            let others_wait = self.mine().waiting() > 0;
+            self.cell.before_entry(&guest, others_wait);
+            announce_end(&vcore, others_wait.then(|| QUANTUM.saturating_sub(started.elapsed())));
             if let Err(fault) = deliver_upcall(&mut vcore) {
                 guest.fault(*fault);
                 break None;
             }
-            self.fire_deadlines();
-            let others_wait = self.mine().waiting() > 0;
-            self.cell.before_entry(&guest, others_wait);
             let limit = self.cell.service_limit();
             let entered = limit.map(|_| Instant::now());
             self.set_alarm(started, entered.zip(limit));
@@ -357,6 +358,21 @@ pub(crate) fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
     let count = polls.len() as libc::nfds_t;
     // SAFETY: the slice and the time are valid for the call; an interrupted wait is a wait that ended.
     unsafe { libc::ppoll(polls.as_mut_ptr(), count, spec, std::ptr::null()) };
+}
+
+/// Says in the virtual registers when the core will be taken away, if others wait; a guest whose upcalls want to know is told.
+fn announce_end(vcore: &VirtualCore, left: Option<Duration>) {
+    let guest = &vcore.guest;
+    let at = left.map_or(0, |left| guest.clock.now() + u64::try_from(left.as_nanos()).unwrap_or(0));
+    let end = &guest.schedule().quantum_end;
+    if at == 0 && end.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    end.store(at, Ordering::Relaxed);
+    let control = guest.memory.control(vcore.index);
+    if at != 0 && control.upcall_mask.load(Ordering::Relaxed) & interrupt::PREEMPT != 0 {
+        foraker_memory::guest::raise(control, interrupt::PREEMPT);
+    }
 }
 
 /// Enters the guest at its handler if it wants that and an interrupt it waits for is pending.

@@ -2,8 +2,8 @@
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
-    LARGE_PAGE_SIZE, MAX_MEMORY, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
-    TASK_STATES,
+    LARGE_PAGE_SIZE, MAX_MEMORY, MIN_MEMORY, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    SUPERVISOR_END, TASK_STATES,
 };
 use foraker_image::{Image, Rights};
 
@@ -68,7 +68,7 @@ impl Plan {
         let tail_tables = u64::from(PRIVATE_BASE + memory_size > head_end);
         let tables = 2 + directories + 1 + image_tables + head_tables + tail_tables;
 
-        let needed = heap_start - PRIVATE_BASE + tables * PAGE_SIZE;
+        let needed = (heap_start - PRIVATE_BASE + tables * PAGE_SIZE).max(MIN_MEMORY);
         if memory_size < needed {
             return Err(MemoryError::TooLittle { given: memory, needed });
         }

@@ -42,6 +42,7 @@ impl Emulated {
             limit: LIMIT,
             files: qemu::own_files(workspace)?,
             environment: Vec::new(),
+            append: String::new(),
             script,
             forward: Some(Forward { here: port, inside: INSIDE }),
         };

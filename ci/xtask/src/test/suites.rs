@@ -79,6 +79,7 @@ pub(super) fn stock(context: &Context) -> Result<Totals> {
         limit: STOCK_LIMIT,
         files,
         environment,
+        append: String::new(),
         script,
         forward: None,
     };

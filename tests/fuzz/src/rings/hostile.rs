@@ -138,7 +138,7 @@ impl Hostile {
     /// Writes to the guest's data; what lies outside is not written.
     pub(super) fn write(&self, address: u64, bytes: &[u8]) {
         let length = bytes.len() as u64;
-        if address >= DATA_BASE && address < END && length <= END - address {
+        if (DATA_BASE..END).contains(&address) && length <= END - address {
             self.slice(address, address + length).copy_from(bytes);
         }
     }
@@ -229,7 +229,8 @@ fn window(mapping: &MmapRegion, base: u64, from: u64, to: u64) -> GuestRegionMma
     let host = place.ptr_guard_mut().as_ptr();
     // SAFETY: a part of a mapping that lives as long as its thread; ports end before.
     let region = unsafe { MmapRegion::build_raw(host, place.len(), mapping.prot(), mapping.flags()) };
-    GuestRegionMmap::with_arc(Arc::new(region.expect("page-aligned")), GuestAddress(from)).expect("no overflow")
+    GuestRegionMmap::with_arc(Arc::new(region.expect("page-aligned")), GuestAddress(from))
+        .expect("no overflow")
 }
 
 /// A link in memory. Each read from it and write to it is a moment at which the guest may write to its rings, between
