@@ -40,8 +40,13 @@ impl Artifacts {
         if build {
             let cargo = |arguments: &[&str]| -> Result<()> {
                 let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-                let status =
-                    Command::new(cargo).args(arguments).current_dir(root).status().context("cargo")?;
+                let status = Command::new(cargo)
+                    .args(arguments)
+                    .current_dir(root)
+                    // Standard output is for figures.
+                    .stdout(io::stderr())
+                    .status()
+                    .context("cargo")?;
                 ensure!(status.success(), "cargo {} failed", arguments.join(" "));
                 Ok(())
             };

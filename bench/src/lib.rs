@@ -19,22 +19,13 @@
 //!
 //! # Pinning
 //!
-//! Neither servers nor load are bound to processors, native or guest. On the development machine (two virtual processors) this is
-//! what suits the native server best, except with a single connection; native requests per second, measured with other work on the machine:
+//! Neither servers nor load are bound to processors, native or guest: the scheduler places them, as it would for a user.
 //!
-//! | connections | free | a processor each | both on one |
-//! |---|---|---|---|
-//! | 1 | 12,600 | 8,700 | 107,000 |
-//! | 16 | 183,000 | 50,000 | 149,000 |
-//! | 64 | 182,000 | 54,000 | 161,000 |
-//! | 256 | 187,000 | 56,000 | 141,000 |
-//! | 1000 | 156,000 | 60,000 | 114,000 |
-//! | 4000 | 104,000 | 34,000 | 76,000 |
-//!
-//! With a single connection, server and load take turns, and each turn wakes an idle processor, which takes a virtual
-//! machine tens of microseconds; on one processor there is nothing to wake. A quiet scheduler does not put them there (a busy one
-//! does, so that on a machine with other work the native figure for one connection is several times higher). Whoever quotes
-//! the figure for one connection should say so.
+//! With a single connection this matters much. Server and load take turns, and each turn wakes an idle processor, which takes a virtual
+//! machine tens of microseconds; where both share a processor, or the processors are busy with something else, there is nothing to
+//! wake. On the development machine (two virtual processors) the native server answers some 12,600 requests per second over one connection
+//! when the machine is quiet, and 60,000 to 110,000 when it is busy or both sides are bound to one processor. So: measure
+//! on a quiet machine, and say so when quoting the figure for one connection. The same holds for the round trip of `D1`.
 //!
 //! # Output
 //!

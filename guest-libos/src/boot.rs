@@ -46,3 +46,12 @@ pub fn environment() -> impl Iterator<Item = (&'static str, &'static str)> {
 pub fn env(name: &str) -> Option<&'static str> {
     environment().find(|(key, _)| *key == name).map(|(_, value)| value)
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn finds_arguments_and_environment() {
+        assert_eq!(super::args().collect::<Vec<_>>(), ["test", "one"]);
+        assert_eq!((super::name(), super::env("KEY"), super::env("NONE")), ("test", Some("value"), None));
+    }
+}

@@ -135,6 +135,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(usize, Request<'_>)>, BadRequest> {
 fn read_fields<'a>(request: &mut Request<'a>, fields: &[httparse::Header<'a>]) -> Result<(), BadRequest> {
     let mut hosts = 0;
     let mut length = None;
+    let mut close = false;
     for field in fields {
         // Told apart by length first: most fields need no comparison.
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
@@ -143,7 +144,7 @@ fn read_fields<'a>(request: &mut Request<'a>, fields: &[httparse::Header<'a>]) -
             10 if is("connection") => {
                 for option in field.value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                     if option.eq_ignore_ascii_case(b"close") {
-                        request.keep_alive = false;
+                        close = true;
                     } else if option.eq_ignore_ascii_case(b"keep-alive") && request.minor == 0 {
                         request.keep_alive = true;
                     }
@@ -170,6 +171,8 @@ fn read_fields<'a>(request: &mut Request<'a>, fields: &[httparse::Header<'a>]) -
     if hosts > 1 || (hosts == 0 && request.minor == 1) {
         return Err(BadRequest::Malformed);
     }
+    // `close` wins over `keep-alive`, whichever comes first (RFC 9112, section 9.3).
+    request.keep_alive &= !close;
     request.content_length = length.unwrap_or(0);
     Ok(())
 }
@@ -287,6 +290,8 @@ mod tests {
         assert!(!ok("GET / HTTP/1.0\r\n\r\n").1.keep_alive);
         assert!(ok("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").1.keep_alive);
         assert!(!ok("GET / HTTP/1.1\r\nHost: x\r\nconnection: te, Close\r\n\r\n").1.keep_alive);
+        assert!(!ok("GET / HTTP/1.0\r\nConnection: close, keep-alive\r\n\r\n").1.keep_alive);
+        assert!(!ok("GET / HTTP/1.0\r\nConnection: close\r\nConnection: keep-alive\r\n\r\n").1.keep_alive);
     }
 
     #[test]

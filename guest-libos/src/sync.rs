@@ -17,7 +17,7 @@ pub use futures_channel::oneshot;
 pub mod watch {
     //! The latest value of something, for any number of tasks of core 0 that want to know when it changes.
 
-    use alloc::rc::{Rc, Weak};
+    use alloc::rc::Rc;
     use alloc::vec::Vec;
     use core::cell::RefCell;
     use core::future::poll_fn;
@@ -35,18 +35,14 @@ pub mod watch {
 
     /// Sees the value.
     pub struct Receiver<T> {
-        state: Weak<RefCell<State<T>>>,
+        state: Rc<RefCell<State<T>>>,
         seen: u64,
-        /// What remains after the sender is gone.
-        last: T,
     }
 
     /// A sender, and a receiver that has seen the first value.
     pub fn channel<T: Clone>(value: T) -> (Sender<T>, Receiver<T>) {
-        let last = value.clone();
         let state = Rc::new(RefCell::new(State { value, version: 0, closed: false, wakers: Vec::new() }));
-        let receiver = Receiver { state: Rc::downgrade(&state), seen: 0, last };
-        (Sender(state), receiver)
+        (Sender(state.clone()), Receiver { state, seen: 0 })
     }
 
     impl<T> Sender<T> {
@@ -76,23 +72,18 @@ pub mod watch {
     impl<T: Clone> Receiver<T> {
         /// The latest value.
         pub fn get(&mut self) -> T {
-            if let Some(state) = self.state.upgrade() {
-                let state = state.borrow();
-                self.seen = state.version;
-                self.last = state.value.clone();
-            }
-            self.last.clone()
+            let state = self.state.borrow();
+            self.seen = state.version;
+            state.value.clone()
         }
 
-        /// Waits for a value that was not seen yet; `None` when the sender is gone.
+        /// Waits for a value that was not seen yet; `None` when the sender is gone and its last value was seen.
         pub async fn changed(&mut self) -> Option<T> {
             poll_fn(|context| {
-                let Some(state) = self.state.upgrade() else { return Poll::Ready(None) };
-                let mut state = state.borrow_mut();
+                let mut state = self.state.borrow_mut();
                 if state.version != self.seen {
                     self.seen = state.version;
-                    self.last = state.value.clone();
-                    return Poll::Ready(Some(self.last.clone()));
+                    return Poll::Ready(Some(state.value.clone()));
                 }
                 if state.closed {
                     return Poll::Ready(None);
@@ -106,9 +97,9 @@ pub mod watch {
         }
     }
 
-    impl<T: Clone> Clone for Receiver<T> {
+    impl<T> Clone for Receiver<T> {
         fn clone(&self) -> Self {
-            Receiver { state: self.state.clone(), seen: self.seen, last: self.last.clone() }
+            Receiver { state: self.state.clone(), seen: self.seen }
         }
     }
 }

@@ -98,3 +98,57 @@ impl core::ops::Add<Duration> for Instant {
         Instant(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::{AtomicU32, AtomicU64};
+
+    fn time(multiplier: u64, base_tsc: u64, base_ns: u64) -> Time {
+        Time {
+            sequence: AtomicU32::new(2),
+            reserved: 0,
+            multiplier: AtomicU64::new(multiplier),
+            base_tsc: AtomicU64::new(base_tsc),
+            base_ns: AtomicU64::new(base_ns),
+            wall_offset_ns: AtomicU64::new(0),
+            tsc_hz: AtomicU64::new(0),
+            reserved1: [0; 2],
+        }
+    }
+
+    #[test]
+    fn scales_ticks_without_overflow() {
+        // 2 GHz: half a nanosecond a tick.
+        let half = time(1 << 31, 1000, 500);
+        assert_eq!(read(&half, || 1000), 500);
+        assert_eq!(read(&half, || 3000), 1500);
+        assert_eq!(read(&half, || 10), 500, "a counter behind the base counts as the base");
+        // A century.
+        assert_eq!(read(&half, || 1000 + (6 << 60)), 500 + (3 << 60));
+    }
+
+    #[test]
+    fn waits_for_a_writer() {
+        let time = time(1 << 32, 0, 0);
+        time.sequence.store(3, Ordering::Relaxed);
+        let reads = core::cell::Cell::new(0);
+        let value = read(&time, || {
+            reads.set(reads.get() + 1);
+            if reads.get() == 3 {
+                time.base_ns.store(77, Ordering::Relaxed);
+                time.sequence.store(4, Ordering::Release);
+            }
+            5
+        });
+        // The read during which the writer finished is made again.
+        assert_eq!((value, reads.get()), (82, 4));
+    }
+
+    #[test]
+    fn instants_saturate() {
+        let end = Instant::from_nanos(u64::MAX - 1) + Duration::from_secs(9);
+        assert_eq!(end.as_nanos(), u64::MAX);
+        assert_eq!(Instant::from_nanos(5).since(Instant::from_nanos(9)), Duration::ZERO);
+    }
+}

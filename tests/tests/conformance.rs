@@ -98,7 +98,7 @@ fn beside_guests_that_never_exit() {
     let program = image("conformance").display().to_string();
     let mut arguments = vec!["--json", "--timeout"];
     let limit = foraker_tests::bounds::seconds(60).as_secs().to_string();
-    arguments.extend([limit.as_str(), "--no-net", "--name", "c"]);
+    arguments.extend([limit.as_str(), "--no-net", "--name", "c", "-e", "CROWDED=1"]);
     arguments.extend(clock());
     arguments.push(&program);
     for name in ["s1", "s2", "s3"] {
@@ -111,6 +111,9 @@ fn beside_guests_that_never_exit() {
     let ended = running.wait(LIMIT);
     let failed: Vec<&str> = ended.stderr.lines().filter(|line| line.starts_with("c| FAIL")).collect();
     assert!(failed.is_empty(), "{failed:?}");
+    for name in ["preempt.quantum_end", "preempt.notice", "preempt.others_run", "context.spin"] {
+        assert!(ended.stderr.contains(&format!("c| ok {name}\n")), "{name} is missing: {}", ended.stderr);
+    }
 }
 
 #[test]

@@ -11,10 +11,15 @@ use foraker_tests::prober::Prober;
 
 /// Cases in one launch, beside the web server.
 const TOGETHER: usize = 8;
-/// How long guests wait before their deeds, so that requests are under way.
-const DELAY: Duration = Duration::from_millis(300);
-/// How long requests go on behind the deeds.
-const AFTER: Duration = Duration::from_millis(300);
+/// How long guests wait before their deeds, so that requests are under way, and how long these go on behind the deeds.
+fn margins() -> (Duration, Duration) {
+    if emulated() {
+        (Duration::from_millis(1200), Duration::from_millis(800))
+    } else {
+        (Duration::from_millis(300), Duration::from_millis(300))
+    }
+}
+
 /// How long endless deeds are watched.
 const ENDLESS: Duration = Duration::from_millis(1500);
 /// The longest that an answer may take while neighbours misbehave.
@@ -28,7 +33,8 @@ fn lines_of<'a>(stderr: &'a str, name: &str) -> Vec<&'a str> {
 
 /// Launches the web server and some cases, asks the server all the while, and returns what is wrong.
 fn neighbours(cases: &[&Case]) -> Vec<String> {
-    let delay = format!("DELAY_MS={}", stretched(DELAY).as_millis());
+    let (before, after) = margins();
+    let delay = format!("DELAY_MS={}", before.as_millis());
     let program = image("hostile").display().to_string();
     let mut beside = Vec::new();
     for case in cases {
@@ -46,7 +52,7 @@ fn neighbours(cases: &[&Case]) -> Vec<String> {
     let done =
         eventually(Duration::from_secs(20), || undone(&running.stderr()).is_empty() || !running.is_running());
     let endless = cases.iter().any(|case| matches!(case.expect, Expect::Endless));
-    std::thread::sleep(if endless { ENDLESS } else { stretched(AFTER) });
+    std::thread::sleep(if endless { ENDLESS } else { after });
     let seen = prober.finish();
     let watched = started.elapsed();
     let mut problems = Vec::new();

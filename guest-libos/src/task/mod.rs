@@ -7,6 +7,8 @@
 mod executor;
 mod join;
 mod sleep;
+#[cfg(test)]
+mod tests;
 pub(crate) mod timers;
 
 pub use executor::{Shutdown, Statistics, run, spawn, statistics};

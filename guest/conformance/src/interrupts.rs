@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use foraker_abi::control::RED_ZONE;
 use foraker_abi::hypercall::{self as hc, resources};
 use foraker_abi::{interrupt, layout};
-use guest_libos::now;
 use guest_libos::registers::control;
+use guest_libos::{now, registers};
 
 use crate::calls::call;
 use crate::report::Report;
@@ -204,15 +204,34 @@ fn timer(report: &mut Report) {
     disarm();
 }
 
-/// A guest that makes no exits keeps its time, and is not stuck with an interrupt that it set itself.
+/// A guest that makes no exits keeps its time. Where others wait for its core (the variable `CROWDED` says so), it can read
+/// when its quantum ends, and gets notice of it.
 fn while_spinning(report: &mut Report) {
+    let crowded = guest_libos::env("CROWDED").is_some();
+    let duration = if crowded { 400_000_000 } else { 60_000_000 };
+    let before = count();
+    if crowded {
+        arm(interrupt::PREEMPT);
+    }
     let start = now();
-    let mut last = start;
-    let mut longest = 0;
-    while last - start < 60_000_000 {
+    let (mut last, mut longest, mut quantum_end) = (start, 0, 0);
+    while last - start < duration {
         let next = now();
         longest = longest.max(next.wrapping_sub(last));
         last = next;
+        quantum_end = registers().schedule.quantum_end.load(Ordering::Relaxed).max(quantum_end);
+    }
+    let notices = count() - before;
+    if crowded {
+        disarm();
+        let plausible = (start..last + 10_000_000_000).contains(&quantum_end);
+        report.check("preempt.quantum_end", plausible, format_args!("{quantum_end}, now {last}"));
+        report.check("preempt.notice", notices > 0, format_args!("no upcall in {duration} ns"));
+        report.check(
+            "preempt.others_run",
+            longest > 1_000_000,
+            format_args!("never away for more than {longest} ns"),
+        );
     }
     report.check("preempt.time_goes_on", last > start, format_args!("{start} then {last}"));
     guest_libos::println!("note longest_gap_ns {longest}");

@@ -71,7 +71,7 @@ fn no_exits(report: &mut Report) {
 }
 
 fn idle_deadlines(report: &mut Report) {
-    let mut latest = 0;
+    let (mut latest, mut earliest) = (0, 0);
     for wait in [1u64, 1_000, 50_000, 500_000, 2_000_000, 20_000_000, 100_000_000] {
         control().pending.swap(0, Ordering::SeqCst);
         let until = now() + wait;
@@ -83,6 +83,7 @@ fn idle_deadlines(report: &mut Report) {
         // Something else may wake a guest early (STOP, a frame); nothing else is configured here but the network.
         let early = woken + early_ns() < until && pending & !interrupt::TIMER == 0;
         report.check(name, !early, format_args!("{wait} ns: {} ns early", until.wrapping_sub(woken)));
+        earliest = until.saturating_sub(woken).max(earliest);
         if woken >= until {
             report.check(
                 name,
@@ -94,6 +95,7 @@ fn idle_deadlines(report: &mut Report) {
     }
     report.check("time.idle_wakes_in_time", latest < LATE_NS, format_args!("{latest} ns late"));
     println!("note latest_timer_ns {latest}");
+    println!("note earliest_timer_ns {earliest}");
 }
 
 fn idle_past(report: &mut Report) {

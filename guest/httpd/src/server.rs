@@ -84,7 +84,7 @@ impl Server {
             ("uptime_ms", guest_libos::now() / 1_000_000),
             ("memory_bytes", registers.memory_size),
             ("heap_used_bytes", memory.used as u64),
-            ("heap_touched_bytes", memory.grown as u64),
+            ("heap_grown_bytes", memory.grown as u64),
             ("connections", self.connections.get() as u64),
             ("connections_total", network.connections_total),
             ("answers", counters.answers),

@@ -115,6 +115,8 @@ fn images() -> Seeds {
         ("usual", elf(&all, Note::new(1, 64 << 10, 4 << 20), "program = \"hello\"\n")),
         ("little-memory", elf(&all, Note::new(0, 0, 1 << 12), "")),
         ("large-stack", elf(&all, Note::new(0, 3 << 20, 6 << 20), "")),
+        // What is needed reaches just beyond the first large page, where one more table is needed.
+        ("one-table-more", elf(&all, Note::new(0, 0x1e_7000, 128 << 10), "")),
         ("large-data", elf(&[TEXT, (6, DATA_BASE, 2 << 20)], Note::new(0, 0, 8 << 20), "")),
         ("large-text", elf(&[(5, IMAGE_BASE, 5 << 20), DATA], Note::new(0, 0, 2 << 20), "")),
         ("apart", elf(&[DATA, (6, DATA_BASE + 0x20_0000, 1), TEXT], Note::new(0, 1, 0x60_0000), "")),
@@ -210,6 +212,8 @@ fn frames() -> Seeds {
         ("advertisement", seed(0, plain, ipv6(multicast, 2, ALL_NODES, 58, &discovery(136, 3)))),
         ("router-advertisement", seed(0, plain, ipv6(multicast, 2, ALL_NODES, 58, &discovery(134, 2)))),
         ("echo", seed(0, plain, ipv6(mac(1), 2, ipv6_address(1), 58, &[128, 0, 0, 0, 0, 0, 0, 0]))),
+        // Neighbour discovery in a packet of no bytes: what follows it is padding.
+        ("padding", seed(1, plain, [ipv6(mac(3), 2, ipv6_address(3), 58, &[]), discovery(135, 3)].concat())),
         ("ethertype", seed(0, plain, ethernet(mac(1), 2, 0x88cc).put([0; 46]).0)),
     ]
 }
@@ -330,7 +334,7 @@ fn calls() -> Seeds {
     const DATA: u8 = 6;
     const SHARED_END: u8 = 8;
     const MEMORY_END: u8 = 9;
-    let guest = || Bytes::default().u8(60);
+    let guest = || Bytes::default().u8(150);
     let around = |operation: u8, tail: fn(Bytes) -> Bytes| {
         (0..12).fold(guest(), |bytes, place| {
             let bytes = tail(bytes.u8(operation).at(place, 0));
@@ -377,6 +381,7 @@ fn requests() -> Seeds {
         ("get", text("GET /a?b=c HTTP/1.1\nHost: x\nUser-Agent: curl/7\nAccept: */*\n\nGET")),
         ("post", text("POST /x HTTP/1.1\nHost: a\nContent-Length: 5\nExpect: 100-continue\n\nhello")),
         ("old", text("GET / HTTP/1.0\nConnection: Keep-Alive\n\n")),
+        ("close-and-keep", text("GET / HTTP/1.0\nConnection: close, keep-alive\n\n")),
         ("close", text("HEAD / HTTP/1.1\nhost: x\nconnection: te, Close\nIf-None-Match: W/\"q\", *\n\n")),
         ("options", text("OPTIONS * HTTP/1.1\nHost: x\n\n")),
         ("chunked", text("POST / HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\n")),

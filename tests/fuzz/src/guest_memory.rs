@@ -15,11 +15,13 @@ use foraker_memory::{Arena, GuestMemory, MemoryError, Plan, Shared};
 use crate::program::Program;
 
 /// Bytes of the arena.
-const ARENA: u64 = 4 << 20;
+const ARENA: u64 = 2 << 20;
 /// Bytes on each side of the guest's memory that belong to others.
 const FENCE: u64 = 16 << 10;
 /// What they hold.
 const PATTERN: u8 = 0xa5;
+/// Bytes of a guest's memory, as programs count them: not whole pages.
+const UNIT: u64 = 1700;
 /// Most bytes that one operation moves.
 const MOST: u16 = 20 << 10;
 /// Most operations of a program.
@@ -111,7 +113,7 @@ fn bytes(base: *const u8, size: u64) -> Vec<u8> {
 pub fn run(data: &[u8]) {
     let mut program = Program(data);
     let Some(size) = program.u8() else { return };
-    CELL.with(|cell| cell.run(u64::from(size) * 4321, &mut program));
+    CELL.with(|cell| cell.run(u64::from(size) * UNIT, &mut program));
 }
 
 impl Cell {
@@ -142,7 +144,7 @@ impl Cell {
         assert!(bytes(model.host, size) == model.private, "the guest's memory is not what it should be");
         assert!(bytes(self.shared.as_ptr(), self.shared.size() as u64) == shared, "the shared part changed");
         for fence in [&self.before, &behind] {
-            assert!(bytes(fence.as_ptr(), FENCE).iter().all(|&byte| byte == PATTERN), "a neighbour changed");
+            assert!(bytes(fence.as_ptr(), FENCE) == [PATTERN; FENCE as usize], "a neighbour changed");
         }
 
         // The next owner finds zeros.
@@ -150,7 +152,7 @@ impl Cell {
         assert_eq!(self.arena.available(), free - FENCE);
         let next = self.arena.allocate(size).expect("room");
         assert_eq!(next.as_ptr(), model.host);
-        assert!(bytes(next.as_ptr(), size).iter().all(|&byte| byte == 0), "the former guest's bytes");
+        assert!(bytes(next.as_ptr(), size) == vec![0; size as usize], "the former guest's bytes");
     }
 }
 
@@ -181,11 +183,10 @@ impl Model {
     /// Writes words to the fault stack, as processors would.
     fn stage_fault(&mut self, guest: &GuestMemory) {
         let at = (FAULT_STACK - PRIVATE_BASE) as usize;
-        for (i, byte) in self.private[at..at + PAGE_SIZE as usize].iter_mut().enumerate() {
-            *byte = (i % 251) as u8;
-            // SAFETY: the fault stack is a page of the private slot.
-            unsafe { guest.slots()[1].host.add(at + i).write(*byte) };
-        }
+        let words: Vec<u8> = (0..PAGE_SIZE as u16 / 2).flat_map(u16::to_le_bytes).collect();
+        // SAFETY: the fault stack is a page of the private slot, and so are the words.
+        unsafe { guest.slots()[1].host.add(at).copy_from_nonoverlapping(words.as_ptr(), words.len()) };
+        self.private[at..at + words.len()].copy_from_slice(&words);
     }
 
     /// The bytes that are expected at an address.

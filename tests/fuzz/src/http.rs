@@ -64,10 +64,12 @@ fn complete(data: &[u8], length: usize, request: &Request<'_>) {
         .collect();
     assert!(lengths.iter().all(|&one| one == request.content_length));
     assert!(!lengths.is_empty() || request.content_length == 0);
-    let close = of("connection")
-        .flat_map(|value| value.split(|&byte| byte == b','))
-        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
-    assert!(request.keep_alive != close || request.minor == 0 && !request.keep_alive);
+    let asks = |option: &str| {
+        of("connection")
+            .flat_map(|value| value.split(|&byte| byte == b','))
+            .any(|one| one.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
+    };
+    assert_eq!(request.keep_alive, !asks("close") && (request.minor == 1 || asks("keep-alive")));
     assert_eq!(request.if_none_match, of("if-none-match").next_back());
 }
 

@@ -119,6 +119,30 @@ fn server_code(server: Server) -> u8 {
     }
 }
 
+/// What the uplink's thread moved between two rests.
+struct Burst {
+    frames: u64,
+    first: Instant,
+    last: Instant,
+}
+
+impl Burst {
+    fn new() -> Burst {
+        let now = Instant::now();
+        Burst { frames: 0, first: now, last: now }
+    }
+
+    fn add(&mut self, frames: usize) {
+        self.frames += frames as u64;
+        self.last = Instant::now();
+    }
+
+    /// Without a rest for so long that it counts as one.
+    fn is_long(&self) -> bool {
+        self.last - self.first > SERVICE_LIMIT
+    }
+}
+
 impl Network {
     pub(crate) fn new(config: &NetworkConfig) -> Result<Network, NetworkError> {
         let (tap, gateway, prefix) = match &config.tap {
@@ -376,37 +400,41 @@ impl Network {
 
     fn serve_while_wanted(&self, cell: &Shared) {
         let mut running: Vec<Arc<Guest>> = Vec::new();
-        let mut idle_since: Option<Instant> = None;
-        let mut rounds = 0u32;
+        // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
+        let mut owed = 0usize;
+        let mut burst = Burst::new();
+        let mut passes = 0u32;
         while self.server() == Server::Uplink && !cell.is_stopping() {
             // Which guests run changes seldom; a guest that leaves its worker is served there.
-            if rounds.is_multiple_of(16) {
+            if passes.is_multiple_of(16) {
                 running.clear();
                 running.extend(cell.workers.iter().filter_map(crate::worker::WorkerShared::running));
             }
-            rounds = rounds.wrapping_add(1);
-            let mut frames = 0;
-            if self.may_read() {
-                frames += self.receive();
-            }
+            passes = passes.wrapping_add(1);
+            let received = if self.may_read() { self.receive() } else { 0 };
+            let mut sent = 0;
             for port in running.iter().filter_map(|g| g.port.as_ref()) {
                 if port.transmit_pending() {
-                    frames += self.transmit(port);
+                    sent += self.transmit(port);
                 }
             }
-            if frames > 0 {
-                idle_since = None;
-                self.decide(|c, now| c.served(now, frames as u64));
-                continue;
-            }
-            match idle_since {
-                None => idle_since = Some(Instant::now()),
-                Some(since) if since.elapsed() < UPLINK_LOOK => std::hint::spin_loop(),
-                Some(_) => {
-                    self.rest_uplink(cell);
-                    idle_since = None;
-                    rounds = 0;
+            owed = (owed + received).saturating_sub(sent);
+            if received + sent > 0 {
+                burst.add(received + sent);
+                if burst.is_long() {
+                    self.decide(|c, now| c.served(now, burst.frames));
+                    burst = Burst::new();
                 }
+            } else if owed > 0 && burst.last.elapsed() < UPLINK_LOOK {
+                std::hint::spin_loop();
+            } else {
+                if burst.frames > 0 {
+                    self.decide(|c, now| c.served(now, burst.frames));
+                }
+                self.rest_uplink(cell);
+                burst = Burst::new();
+                owed = 0;
+                passes = 0;
             }
         }
         // Workers serve from here on; guests that look in vain are called out so that they do.

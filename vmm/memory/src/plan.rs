@@ -59,19 +59,26 @@ impl Plan {
 
         // Tables: one each of the two upper levels, directories for every GiB, page tables for the supervisor pages, for the
         // image, for the start of the private part up to the first large page of the heap, and for the heap's tail.
-        let gib = 1 << 30;
-        let directories = (PRIVATE_BASE + memory_size).div_ceil(gib);
         let image_tables = (shared_end - IMAGE_BASE).div_ceil(LARGE_PAGE_SIZE);
-        let head_end =
-            heap_start.next_multiple_of(LARGE_PAGE_SIZE).min((PRIVATE_BASE + memory_size).max(heap_start));
-        let head_tables = (head_end - PRIVATE_BASE).div_ceil(LARGE_PAGE_SIZE);
-        let tail_tables = u64::from(PRIVATE_BASE + memory_size > head_end);
-        let tables = 2 + directories + 1 + image_tables + head_tables + tail_tables;
+        let tables = |memory_size: u64| {
+            let end = PRIVATE_BASE + memory_size;
+            let directories = end.div_ceil(1 << 30);
+            let head_end = heap_start.next_multiple_of(LARGE_PAGE_SIZE).min(end.max(heap_start));
+            let head_tables = (head_end - PRIVATE_BASE).div_ceil(LARGE_PAGE_SIZE);
+            2 + directories + 1 + image_tables + head_tables + u64::from(end > head_end)
+        };
+        let least =
+            |memory_size| (heap_start - PRIVATE_BASE + tables(memory_size) * PAGE_SIZE).max(MIN_MEMORY);
 
-        let needed = (heap_start - PRIVATE_BASE + tables * PAGE_SIZE).max(MIN_MEMORY);
+        let mut needed = least(memory_size);
         if memory_size < needed {
+            // More memory can take another table: what is said to be needed must be enough.
+            while least(needed) > needed {
+                needed = least(needed);
+            }
             return Err(MemoryError::TooLittle { given: memory, needed });
         }
+        let tables = tables(memory_size);
         let memory_end = PRIVATE_BASE + memory_size - tables * PAGE_SIZE;
 
         let mut ranges = vec![

@@ -140,6 +140,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_needed_counts_the_tables_for_itself() {
+        // Stack's end is three pages below a large page's: with its tables the memory reaches beyond, for one table more.
+        let image = image(PAGE_SIZE, 5 * PAGE_SIZE, 0x1e_7000);
+        let Err(crate::MemoryError::TooLittle { needed, .. }) = Plan::new(&image, 128 << 10) else {
+            panic!()
+        };
+        assert_eq!(needed, LARGE_PAGE_SIZE + 4 * PAGE_SIZE);
+        assert!(Plan::new(&image, needed).is_ok());
+        assert!(Plan::new(&image, needed - PAGE_SIZE).is_err());
+    }
+
     proptest! {
         #[test]
         fn maps_exactly_what_the_plan_says(
@@ -149,7 +161,8 @@ mod tests {
             let Ok(plan) = Plan::new(&image, memory) else {
                 let Err(crate::MemoryError::TooLittle { needed, .. }) = Plan::new(&image, memory) else { panic!() };
                 prop_assert!(needed > memory & !4095);
-                prop_assert!(Plan::new(&image, needed + (4 << 20)).is_ok());
+                prop_assert!(Plan::new(&image, needed).is_ok());
+                prop_assert!(Plan::new(&image, needed - PAGE_SIZE).is_err());
                 return Ok(());
             };
             let mut map = Map::default();

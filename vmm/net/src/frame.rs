@@ -213,6 +213,11 @@ pub fn parse(bytes: &[u8], length: usize) -> Result<Frame, Malformed> {
     Ok(Frame { destination, source, packet })
 }
 
+/// The bytes of a packet that ends at `end`, as far as they are there. What follows is no header of it.
+fn without_padding(bytes: &[u8], end: usize) -> &[u8] {
+    bytes.get(..end).unwrap_or(bytes)
+}
+
 fn arp(bytes: &[u8]) -> Result<Arp, Malformed> {
     // Ethernet, IPv4, addresses of 6 and 4 bytes.
     if array::<6>(bytes, ETHERNET)? != [0, 1, 0x08, 0x00, 6, 4] {
@@ -245,6 +250,7 @@ fn ipv4(bytes: &[u8], length: usize) -> Result<Ipv4, Malformed> {
     if ETHERNET + total > length {
         return Err(Malformed::Truncated);
     }
+    let bytes = without_padding(bytes, ETHERNET + total);
     let fragmentation = u16::from_be_bytes([f0, f1]);
     let (offset, more) = (fragmentation & 0x1fff, fragmentation & 0x2000 != 0);
     let transport = if offset == 0 {
@@ -269,6 +275,7 @@ fn ipv6(bytes: &[u8], length: usize) -> Result<Ipv6, Malformed> {
     if end > length {
         return Err(Malformed::Truncated);
     }
+    let bytes = without_padding(bytes, end);
     let (source, destination) = (
         Ipv6Addr::from_octets(array(bytes, ETHERNET + 8)?),
         Ipv6Addr::from_octets(array(bytes, ETHERNET + 24)?),

@@ -416,3 +416,22 @@ proptest! {
         }
     }
 }
+
+/// Behind a packet may come padding, whose bytes nobody sees as part of it.
+#[test]
+fn padding_is_no_part_of_a_packet() {
+    let addresses = (v6(2), v6(3));
+    let macs = (Mac([2, 0xf0, 0, 0, 0, 2]), Mac([2, 0xf0, 0, 0, 0, 3]));
+    let padding = [59, 0, 0, 8, 0, 0, 0, 0, 0x50, 0, 0, 0, 0x50, 0, 0, 0, 0x50, 0, 0, 0];
+    for next in [0, 6, 17, 43, 44, 58, 60] {
+        let short = ipv6(macs, addresses.0, addresses.1, next, 255, &[]);
+        let padded = [short.as_slice(), &padding].concat();
+        assert_eq!(frame::parse(&short, short.len()), Err(Malformed::Truncated), "{next}");
+        assert_eq!(frame::parse(&padded, padded.len()), Err(Malformed::Truncated), "{next}");
+    }
+    for protocol in [6, 17] {
+        let short = ipv4((macs.0, HOST4), (macs.1, HOST4), protocol, &[]);
+        let padded = [short.as_slice(), &padding].concat();
+        assert_eq!(frame::parse(&padded, padded.len()), Err(Malformed::Truncated), "{protocol}");
+    }
+}
