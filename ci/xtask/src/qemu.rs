@@ -23,6 +23,11 @@ use crate::{
 };
 pub(crate) use initramfs::File;
 
+/// The processors' time-stamp counters agree, as they are one. Left to find that out on a busy machine, the kernel
+/// may give up on them and read the time from an emulated device, under QEMU's one lock; it can then happen that it
+/// does nothing but serve timer interrupts.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable";
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Processors
@@ -202,7 +207,7 @@ impl Machine {
         command.args(["-smp", &self.smp.to_string(), "-m", &self.memory]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&archive.0);
-        command.args(["-append", &format!("console=ttyS0 quiet loglevel=3 panic=-1 {}", self.append)]);
+        command.arg("-append").arg(format!("{KERNEL_ARGUMENTS} {}", self.append));
         if let Some(Forward { here, inside }) = self.forward {
             let rule = format!("hostfwd=tcp:127.0.0.1:{here}-{}:{inside}", Forward::ADDRESS);
             command.args(["-netdev", &format!("user,id=net,restrict=on,{rule}")]);

@@ -292,11 +292,11 @@ impl Receiver {
         self.add((self.count * 2).min(self.most));
     }
 
-    /// Shows the VMM the buffers given back; true if it asks for a doorbell and had none left to use.
+    /// Shows the VMM the buffers given back; true if it asks for a doorbell: a frame waits for them. It may have had some left, but
+    /// too few for that frame.
     #[inline]
     pub(crate) fn publish(&mut self) -> bool {
-        let had = self.ring.published.wrapping_sub(self.ring.used_index());
-        self.ring.publish() && had == 0 && self.ring.wants_doorbell()
+        self.ring.publish() && self.ring.wants_doorbell()
     }
 }
 

@@ -226,6 +226,7 @@ const TX: u8 = 1;
 const TO_DATA: u8 = 1;
 const TO_END: u8 = 2;
 const TO_TX: u8 = 4;
+const TO_BOOT: u8 = 6;
 const TO_TEXT: u8 = 8;
 
 impl Bytes {
@@ -285,6 +286,19 @@ fn drivers() -> Seeds {
         let meddled = given.u8(op::MEDDLE).u16(ring + 0x1002).u16(value).u8(op::MEDDLE).u16(ring).u16(value);
         meddled.send(0, 1400, 100).send(1, 5000, 1000).transmit().receive().transmit()
     };
+    // Headers from data, and the payload from elsewhere.
+    let headed = |place, distance, length: u32| {
+        let frame = [&[0; HEADER_SIZE][..], &ipv4(2, 1, 17, 0, &udp(length as usize))].concat();
+        let head = &frame[..frame.len() - length as usize];
+        let set = Bytes::driver(0, 0).u8(op::DATA).u32(0).u8(head.len() as u8).bytes(head);
+        let set = set.descriptor(TX, 0, data(head.len() as u32), DESC_NEXT, 1);
+        let set = set.descriptor(TX, 1, (place, distance, length), 0, 0);
+        set.entry(TX, 0, 0).advance(TX, 1).transmit().0
+    };
+    let given = |place, distance, length| {
+        let set = Bytes::driver(0, 0).descriptor(RX, 0, (place, distance, length), DESC_WRITE, 0);
+        set.entry(RX, 0, 0).advance(RX, 1).host(0, 1400).receive().0
+    };
     vec![
         ("good", good(0, 0).0),
         ("wraps", good(0, 65_500).0),
@@ -301,10 +315,13 @@ fn drivers() -> Seeds {
         ("no-descriptor", Bytes::driver(0, 0).entry(TX, 0, 256).advance(TX, 1).transmit().0),
         ("loop", Bytes::driver(0, 0).descriptor(TX, 0, data(1), DESC_NEXT, 0).advance(TX, 1).transmit().0),
         ("text", Bytes::driver(0, 0).descriptor(TX, 0, (TO_TEXT, 0, 99), 0, 0).advance(TX, 1).transmit().0),
-        (
-            "beyond",
-            Bytes::driver(0, 0).descriptor(TX, 0, (TO_END, -50, 51), 0, 0).advance(TX, 1).transmit().0,
-        ),
+        ("sends-what-is-beyond", headed(TO_END, -54, 200)),
+        ("sends-fault-stack", headed(TO_DATA, -1000, 900)),
+        ("receives-beyond", given(TO_END, -300, 2048)),
+        ("receives-before", given(TO_DATA, -100, 2048)),
+        ("receives-to-text", given(TO_TEXT, 0, 2048)),
+        ("receives-to-boot", given(TO_BOOT, 0, 2048)),
+        ("receives-beyond-text", given(TO_TEXT, 8 << 10, 2048)),
         ("rings-as-buffers", {
             let to = |distance| (TO_TX, distance, 4096);
             let set = Bytes::driver(mode::ALONE, 0).descriptor(RX, 0, to(0), DESC_WRITE, 0);

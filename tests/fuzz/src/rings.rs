@@ -266,6 +266,7 @@ impl<'a> Cell<'a> {
             let frame = frame::parse(&bytes, bytes.len()).expect("a well-formed frame");
             self.check_source(&frame);
             assert_eq!(frame.destination, GATEWAY.mac);
+            assert!(!hostile::betrays_secret(&bytes), "memory of others is sent");
         }
         for (port, _) in self.notices.interrupts() {
             assert!(port.id() == u64::from(BAD) || port.id() == u64::from(GOOD));
@@ -302,6 +303,7 @@ impl<'a> Cell<'a> {
             let frame = frame::parse(&bytes, bytes.len()).expect("a well-formed frame");
             self.check_source(&frame);
             assert_eq!(frame.destination, guest.mac);
+            assert!(!hostile::betrays_secret(&bytes), "memory of others is sent");
             assert!(frame.source != self.port.mac() || self.network == 0, "from another network");
         }
         self.neighbour = Some((guest, port));

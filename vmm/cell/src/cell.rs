@@ -291,13 +291,15 @@ impl Cell {
         if spec.cores == 0 || spec.cores as usize > most {
             return Err(CellError::Setting(format!("{} cores: choose 1 to {most}", spec.cores)));
         }
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
+        let _expected = self.shared.workers.get(home).map(WorkerShared::expect);
         let image = &spec.image.image;
         let memory = Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory)?);
         let machine = Machine::new(&self.host, &memory)?;
         let start = Start { entry: image.entry, stack: memory.plan().stack_top, argument: 0 };
         let core = machine.create_core(0, start)?;
         let clock = Clock::new(core.tsc_khz()?, core.time_stamps()?);
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let port = match (&self.shared.network, &spec.network) {
             (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
             _ => None,
@@ -332,7 +334,6 @@ impl Cell {
         self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&guest));
         if let Some(slot) = guest.cores.first() {
             *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Active;
-            let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
         self.shared.enqueue(Box::new(VirtualCore {

@@ -404,14 +404,21 @@ impl Network {
         let mut owed = 0usize;
         let mut burst = Burst::new();
         let mut passes = 0u32;
+        let mut apart: Option<Apart> = None;
         while self.server() == Server::Uplink && !cell.is_stopping() {
             // Which guests run changes seldom; a guest that leaves its worker is served there.
             if passes.is_multiple_of(16) {
                 running.clear();
                 running.extend(cell.workers.iter().filter_map(crate::worker::WorkerShared::running));
+                if apart.is_none()
+                    && let Some(w) = cell.workers.iter().find(|w| w.attention.in_guest())
+                {
+                    apart = Apart::from(w.attention.thread(), w.attention.processor());
+                }
             }
             passes = passes.wrapping_add(1);
-            let received = if self.may_read() { self.receive() } else { 0 };
+            // While awake, a frame that waits for its guest's ring is tried again at every pass.
+            let received = self.receive();
             let mut sent = 0;
             for port in running.iter().filter_map(|g| g.port.as_ref()) {
                 if port.transmit_pending() {
@@ -425,7 +432,7 @@ impl Network {
                     self.decide(|c, now| c.served(now, burst.frames));
                     burst = Burst::new();
                 }
-            } else if owed > 0 && burst.last.elapsed() < UPLINK_LOOK {
+            } else if (owed > 0 || self.frame_waits()) && burst.last.elapsed() < UPLINK_LOOK {
                 std::hint::spin_loop();
             } else {
                 if burst.frames > 0 {
@@ -476,11 +483,61 @@ impl Network {
         }
     }
 
-    /// Whether frames are to be read, or wait for a guest's ring a little longer.
-    fn may_read(&self) -> bool {
-        let until = self.waiting_until.load(Ordering::SeqCst);
-        until == 0 || self.now() >= until
+    /// Whether a frame waits for a guest's ring.
+    fn frame_waits(&self) -> bool {
+        self.waiting_until.load(Ordering::SeqCst) != 0
     }
+}
+
+/// Keeps the uplink's thread and the worker of a guest that looks on processors of their own while both are awake; the scheduler,
+/// which cannot know that each waits for the other, at times puts them on one.
+struct Apart {
+    process: libc::cpu_set_t,
+    worker: i32,
+}
+
+impl Apart {
+    /// Moves the calling thread off the processor that `worker` (a thread's id) ran on last, and keeps that one there.
+    fn from(worker: i32, processor: usize) -> Option<Apart> {
+        let process = affinity(0)?;
+        let mut alone = empty_set();
+        // SAFETY: the index was taken from the kernel and is checked against the set's size by the macro's function.
+        unsafe { libc::CPU_SET(processor, &mut alone) };
+        let mut others = process;
+        // SAFETY: as above.
+        unsafe { libc::CPU_CLR(processor, &mut others) };
+        // SAFETY: a valid set.
+        if unsafe { libc::CPU_COUNT(&others) } == 0 || worker == 0 {
+            return None;
+        }
+        set_affinity(0, &others);
+        set_affinity(worker, &alone);
+        Some(Apart { process, worker })
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        set_affinity(0, &self.process);
+        set_affinity(self.worker, &self.process);
+    }
+}
+
+fn empty_set() -> libc::cpu_set_t {
+    // SAFETY: all-zero is the empty set.
+    unsafe { std::mem::zeroed() }
+}
+
+fn affinity(thread: i32) -> Option<libc::cpu_set_t> {
+    let mut set = empty_set();
+    // SAFETY: a valid set of the given size.
+    let got = unsafe { libc::sched_getaffinity(thread, size_of::<libc::cpu_set_t>(), &raw mut set) };
+    (got == 0).then_some(set)
+}
+
+fn set_affinity(thread: i32, set: &libc::cpu_set_t) {
+    // SAFETY: a valid set of the given size. A thread that has ended, or a set that the host has narrowed, changes nothing.
+    unsafe { libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), std::ptr::from_ref(set)) };
 }
 
 impl Shared {

@@ -25,6 +25,9 @@ use crate::report::{Cause, Fault};
 /// How long a core runs while others wait.
 const QUANTUM: Duration = Duration::from_millis(10);
 
+/// How long a worker stays awake for a guest that is being made.
+const EXPECT: Duration = Duration::from_millis(2);
+
 /// What others see of a worker.
 #[derive(Debug)]
 pub(crate) struct WorkerShared {
@@ -32,6 +35,8 @@ pub(crate) struct WorkerShared {
     queue: Mutex<VecDeque<Box<VirtualCore>>>,
     waiting: AtomicUsize,
     sleeping: AtomicBool,
+    /// Guests that are being made and will be queued here within a fraction of a millisecond.
+    expected: AtomicUsize,
     event: EventFd,
     /// The guest that runs here.
     running: Mutex<Option<Arc<Guest>>>,
@@ -45,6 +50,7 @@ impl WorkerShared {
             queue: Mutex::default(),
             waiting: AtomicUsize::new(0),
             sleeping: AtomicBool::new(false),
+            expected: AtomicUsize::new(0),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             running: Mutex::default(),
         })
@@ -57,6 +63,14 @@ impl WorkerShared {
         if !self.wake() && before == 0 && !self.attention.is_mine() {
             self.attention.call();
         }
+    }
+
+    /// Announces that a core will be queued soon: waking up from sleep takes about as long as making a machine, so the worker does it
+    /// meanwhile. Lasts until the value is dropped.
+    pub(crate) fn expect(&self) -> Expected<'_> {
+        self.expected.fetch_add(1, Ordering::SeqCst);
+        self.wake();
+        Expected(self)
     }
 
     /// Wakes the worker if it sleeps.
@@ -88,6 +102,15 @@ impl WorkerShared {
             .unwrap_or_else(PoisonError::into_inner)
             .as_ref()
             .is_some_and(|g| std::ptr::eq(Arc::as_ptr(g), guest))
+    }
+}
+
+/// A core will be queued soon.
+pub(crate) struct Expected<'a>(&'a WorkerShared);
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.0.expected.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -320,6 +343,13 @@ impl Worker {
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
         let mine = self.mine();
+        let since = Instant::now();
+        while mine.expected.load(Ordering::SeqCst) > 0 && since.elapsed() < EXPECT {
+            if mine.waiting() > 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
         mine.sleeping.store(true, Ordering::SeqCst);
         if mine.waiting() == 0 && !self.cell.is_stopping() {
             let deadline = self.first_deadline().map(|at| at.saturating_duration_since(Instant::now()));

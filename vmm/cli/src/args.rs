@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -121,12 +121,31 @@ pub(crate) struct GuestOptions {
     /// Deliver each interrupt at once, by forcing the guest out (for comparison)
     #[arg(long)]
     pub(crate) immediate: bool,
-    /// Image: an ELF file linked with the library OS
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: PathBuf,
-    /// Arguments of the guest
-    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) arguments: Vec<String>,
+    /// Image (an ELF file linked with the library OS), then the guest's arguments
+    #[arg(value_name = "IMAGE [ARGUMENT]...", required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl GuestOptions {
+    /// Image: an ELF file linked with the library OS.
+    pub(crate) fn image(&self) -> &Path {
+        Path::new(self.command.first().map_or("", String::as_str))
+    }
+
+    /// Arguments of the guest.
+    pub(crate) fn arguments(&self) -> &[String] {
+        self.command.get(1..).unwrap_or_default()
+    }
+
+    /// Options end at the image; what looks like one in its place is a mistake.
+    fn checked(self) -> Result<GuestOptions, Refused> {
+        match self.command.first() {
+            Some(image) if image.starts_with('-') => {
+                Err(Refused::Usage(format!("there is no option '{image}' (see --help)")))
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 /// A port of the host, and the guest's behind it.
@@ -197,8 +216,9 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, Ref
     let matches = Top::command().try_get_matches_from(first).map_err(refused)?;
     let mut top = Top::from_arg_matches(&matches).map_err(refused)?;
     if let Command::Launch(launch) = &mut top.command {
+        launch.first.clone().checked()?;
         for group in groups {
-            launch.more.push(Another::try_parse_from(group).map_err(refused)?.guest);
+            launch.more.push(Another::try_parse_from(group).map_err(refused)?.guest.checked()?);
         }
     }
     Ok(top.command)
@@ -287,11 +307,11 @@ mod tests {
         let l = launch("vmm launch --json -p 8080:80 -m 4M a --x -- y + --name b2 b + c -p 1");
         assert!(l.cell.json);
         assert_eq!(l.first.publish, [Publish { host: "127.0.0.1:8080".parse().unwrap(), guest: 80 }]);
-        assert_eq!((l.first.memory, l.first.image), (Some(4 << 20), "a".into()));
-        assert_eq!(l.first.arguments, ["--x", "--", "y"]);
+        assert_eq!((l.first.memory, l.first.image()), (Some(4 << 20), Path::new("a")));
+        assert_eq!(l.first.arguments(), ["--x", "--", "y"]);
         assert_eq!(l.more.len(), 2);
         assert_eq!(l.more[0].name.as_deref(), Some("b2"));
-        assert_eq!(l.more[1].arguments, ["-p", "1"]);
+        assert_eq!(l.more[1].arguments(), ["-p", "1"]);
     }
 
     #[test]

@@ -194,15 +194,15 @@ fn spec(
     several: bool,
     images: &mut HashMap<PathBuf, Arc<LoadedImage>>,
 ) -> anyhow::Result<GuestSpec> {
-    let image = match images.get(&o.image) {
+    let image = match images.get(o.image()) {
         Some(image) => Arc::clone(image),
         None => {
-            let image = LoadedImage::open(&o.image).with_context(|| o.image.display().to_string())?;
-            images.insert(o.image.clone(), Arc::clone(&image));
+            let image = LoadedImage::open(o.image()).with_context(|| o.image().display().to_string())?;
+            images.insert(o.image().to_path_buf(), Arc::clone(&image));
             image
         }
     };
-    let m = manifest::parse(image.manifest()).with_context(|| o.image.display().to_string())?;
+    let m = manifest::parse(image.manifest()).with_context(|| o.image().display().to_string())?;
     let network = if o.no_net { false } else { o.net || m.network.unwrap_or(image.wants_network()) };
     let mut environment: Vec<_> = m.environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
     for set in &o.env {
@@ -212,10 +212,10 @@ fn spec(
     }
     let stem = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned());
     Ok(GuestSpec {
-        name: o.name.clone().or_else(|| stem(&o.image)).unwrap_or_else(|| "guest".to_owned()),
+        name: o.name.clone().or_else(|| stem(o.image())).unwrap_or_else(|| "guest".to_owned()),
         memory: o.memory.or(m.memory).unwrap_or(image.memory()),
         cores: o.cores.or(m.cores).unwrap_or(1),
-        arguments: if o.arguments.is_empty() { m.arguments } else { o.arguments.clone() },
+        arguments: if o.arguments().is_empty() { m.arguments } else { o.arguments().to_vec() },
         environment,
         network: network.then(|| NetworkSpec {
             ipv4: o.ip,

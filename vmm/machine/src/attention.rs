@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -22,6 +22,7 @@ pub struct Attention {
     wanted: AtomicBool,
     in_guest: AtomicBool,
     thread: AtomicI32,
+    processor: AtomicU32,
 }
 
 extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -84,8 +85,23 @@ impl Attention {
         self.in_guest.load(Ordering::SeqCst)
     }
 
+    /// The thread's id; 0 before it has adopted this.
+    #[must_use]
+    pub fn thread(&self) -> i32 {
+        self.thread.load(Ordering::Relaxed)
+    }
+
+    /// The processor on which the thread last entered a guest.
+    #[must_use]
+    pub fn processor(&self) -> usize {
+        self.processor.load(Ordering::Relaxed) as usize
+    }
+
     /// Runs `enter` unless somebody called; `None` when somebody did. `immediate_exit` is the byte of the `kvm_run` page.
     pub(crate) fn enter<T>(&self, immediate_exit: &AtomicU8, enter: impl FnOnce() -> T) -> Option<T> {
+        // SAFETY: a call without arguments.
+        let processor = unsafe { libc::sched_getcpu() };
+        self.processor.store(u32::try_from(processor).unwrap_or(0), Ordering::Relaxed);
         IMMEDIATE_EXIT.set(immediate_exit);
         self.in_guest.store(true, Ordering::SeqCst);
         let result = if self.wanted.load(Ordering::SeqCst) { None } else { Some(enter()) };

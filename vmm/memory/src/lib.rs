@@ -33,7 +33,7 @@ pub use shared::Shared;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The host refused a mapping.
-    #[error("cannot map memory: {0}")]
+    #[error("cannot map memory: {0}: give the guests less memory, or run fewer of them")]
     Map(std::io::Error),
     /// The arena is used up.
     #[error("no room for {0} bytes in this process' arena: end a guest, or give this one less memory")]

@@ -26,8 +26,37 @@ const END: u64 = DATA_BASE + DATA;
 const TEXT: u64 = 8 << 10;
 /// Bytes that belong to others, on each side of a mapping.
 const FENCE: u64 = 64 << 10;
-/// What memory holds that the VMM must not write for the guest.
-const PATTERN: u8 = 0xa5;
+/// What memory holds that the guest can read and not write.
+const READ_ONLY: u8 = 0xa5;
+/// What memory holds that is not the guest's at all: a sequence in which each byte tells the next (a linear
+/// congruential generator of full period), so that a piece of it is known wherever it turns up.
+static SECRET: [u8; 512] = {
+    let mut bytes = [0; 512];
+    let mut i = 1;
+    while i < bytes.len() {
+        bytes[i] = next(bytes[i - 1]);
+        i += 1;
+    }
+    bytes
+};
+/// Bytes of the sequence that are not there by chance.
+const TELLING: usize = 32;
+
+const fn next(byte: u8) -> u8 {
+    byte.wrapping_mul(5).wrapping_add(3)
+}
+
+/// Whether some of what is not the guest's is in `bytes`; finds every piece of two times [`TELLING`] bytes.
+pub(super) fn betrays_secret(bytes: &[u8]) -> bool {
+    bytes.chunks_exact(TELLING).any(|piece| {
+        let start = SECRET.iter().position(|&byte| byte == piece[0]).expect("full period");
+        *piece == SECRET[start..start + TELLING]
+    })
+}
+
+fn secret(size: u64) -> Vec<u8> {
+    SECRET[..256].repeat(size.div_ceil(256) as usize)
+}
 /// Most descriptors that [`Hostile::send`] makes: more than the contract allows.
 const MOST_PIECES: usize = 24;
 /// Bytes for a frame to be sent, and how many there are.
@@ -61,18 +90,13 @@ thread_local! {
 /// Runs with the guest's memory as new.
 pub(super) fn with(run: impl FnOnce(&Hostile)) {
     HOSTILE.with(|hostile| {
-        hostile.fill(PRIVATE_BASE, END, 0);
-        for (from, to) in CANARIES {
-            hostile.fill(from, to, PATTERN);
+        hostile.slice(PRIVATE_BASE, END).copy_from(&vec![0_u8; (END - PRIVATE_BASE) as usize]);
+        for (place, content) in hostile.canaries() {
+            place.copy_from(&content);
         }
-        hostile.text.as_volatile_slice().copy_from(&[PATTERN; (TEXT + 2 * FENCE) as usize]);
         run(hostile);
     });
 }
-
-/// Ranges that the VMM must not write for the guest: around its memory, and what it can only read or not even that.
-const CANARIES: [(u64, u64); 4] =
-    [(PRIVATE_BASE - FENCE, PRIVATE_BASE), (REGISTERS, CONTROL), (BOOT, DATA_BASE), (END, END + FENCE)];
 
 impl Hostile {
     fn slice(&self, from: u64, to: u64) -> VolatileSlice<'_> {
@@ -80,22 +104,33 @@ impl Hostile {
         self.private.as_volatile_slice().subslice(offset, (to - from) as usize).expect("in memory")
     }
 
-    fn fill(&self, from: u64, to: u64, byte: u8) {
-        self.slice(from, to).copy_from(&vec![byte; (to - from) as usize]);
+    /// What the VMM must not write for the guest, and what it holds: all around the guest's memory, and what in it the
+    /// guest can only read or not even that.
+    fn canaries(&self) -> [(VolatileSlice<'_>, Vec<u8>); 8] {
+        let text = |from: u64, size: u64| {
+            self.text.as_volatile_slice().subslice(from as usize, size as usize).expect("in memory")
+        };
+        let read_only = |size: u64| vec![READ_ONLY; size as usize];
+        [
+            (self.slice(PRIVATE_BASE - FENCE, PRIVATE_BASE), secret(FENCE)),
+            (self.slice(REGISTERS, CONTROL), read_only(CONTROL - REGISTERS)),
+            (self.slice(BOOT, FAULT_STACK), read_only(FAULT_STACK - BOOT)),
+            (self.slice(FAULT_STACK, DATA_BASE), secret(DATA_BASE - FAULT_STACK)),
+            (self.slice(END, END + FENCE), secret(FENCE)),
+            (text(0, FENCE), secret(FENCE)),
+            (text(FENCE, TEXT), read_only(TEXT)),
+            (text(FENCE + TEXT, FENCE), secret(FENCE)),
+        ]
     }
 
     /// Nothing was written where the guest could not have written.
     pub(super) fn check_canaries(&self) {
-        let check = |slice: VolatileSlice<'_>, what: u64| {
-            let mut bytes = vec![0; slice.len()];
-            slice.copy_to(&mut bytes);
+        for (number, (place, content)) in self.canaries().into_iter().enumerate() {
+            let mut bytes = vec![0; place.len()];
+            place.copy_to(&mut bytes);
             // As a whole: a loop over bytes would be slow with coverage.
-            assert!(bytes == vec![PATTERN; bytes.len()], "memory at {what:#x} was written");
-        };
-        for (from, to) in CANARIES {
-            check(self.slice(from, to), from);
+            assert!(bytes == content, "canary {number} was written");
         }
-        check(self.text.as_volatile_slice(), IMAGE_BASE);
     }
 
     pub(super) fn port(&self, number: u8, limits: Limits, rings: RingState) -> PortConfig {
