@@ -122,6 +122,8 @@ fn server_code(server: Server) -> u8 {
 /// What the uplink's thread moved between two rests.
 struct Burst {
     frames: u64,
+    /// Most frames of one pass.
+    largest: u64,
     first: Instant,
     last: Instant,
 }
@@ -129,12 +131,18 @@ struct Burst {
 impl Burst {
     fn new() -> Burst {
         let now = Instant::now();
-        Burst { frames: 0, first: now, last: now }
+        Burst { frames: 0, largest: 0, first: now, last: now }
     }
 
     fn add(&mut self, frames: usize) {
         self.frames += frames as u64;
+        self.largest = self.largest.max(frames as u64);
         self.last = Instant::now();
+    }
+
+    /// How many frames there were at once: all of them in a short burst, while a long one may be many small ones in a row.
+    fn depth(&self) -> u64 {
+        if self.is_long() { 2 * self.largest } else { self.frames }
     }
 
     /// Without a rest for so long that it counts as one.
@@ -429,14 +437,14 @@ impl Network {
             if received + sent > 0 {
                 burst.add(received + sent);
                 if burst.is_long() {
-                    self.decide(|c, now| c.served(now, burst.frames));
+                    self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
                     burst = Burst::new();
                 }
             } else if (owed > 0 || self.frame_waits()) && burst.last.elapsed() < UPLINK_LOOK {
                 std::hint::spin_loop();
             } else {
                 if burst.frames > 0 {
-                    self.decide(|c, now| c.served(now, burst.frames));
+                    self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
                 }
                 self.rest_uplink(cell);
                 burst = Burst::new();
@@ -584,7 +592,7 @@ impl Shared {
         let Some(network) = &self.network else { return };
         let frames = self.serve_guest(guest);
         if frames > 0 && network.server() == Server::Worker {
-            network.decide(|c, now| c.served(now, frames as u64));
+            network.decide(|c, now| c.served(now, frames as u64, frames as u64));
         }
     }
 

@@ -6,7 +6,8 @@
 //! busy. So the uplink serves when exits are frequent and carry little, and the worker in all other cases.
 //!
 //! In SEDA's terms this is a batching controller (Welsh, Culler, Brewer, SOSP '01): it watches the size of batches and moves
-//! between two ways of working, with hysteresis.
+//! between two ways of working, with hysteresis. The size is the mean over frames, not over batches: the batch in which the typical frame
+//! travels. (The mean over batches says little when a few large ones carry most of the load.)
 
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,24 +18,39 @@ pub enum Server {
     Uplink,
 }
 
-/// Tuning of the controller. Times in nanoseconds.
+/// Tuning of the controller. The defaults lie between the loads at which the two ways were measured to be equally good.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Length of a window of observation.
+    /// Length of a window of observation, nanoseconds.
     pub window_ns: u64,
-    /// Worker -> uplink: at least so many exits that moved frames in a window ...
-    pub busy_exits: u64,
-    /// ... and on average fewer frames than this in each.
+    /// Fewer batches than this in a window are a trickle, which the worker serves.
+    pub busy_batches: u64,
+    /// Worker -> uplink: the typical frame left in a batch smaller than this.
     pub small_batch: u64,
-    /// Uplink -> worker: at least this rate of frames in a window (frames, not a rate per second) ...
-    pub heavy_frames: u64,
-    /// ... and on average at least this many in each round.
+    /// Uplink -> worker: the typical frame came in a batch at least this large.
     pub large_batch: u64,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { window_ns: 5_000_000, busy_exits: 10, small_batch: 24, heavy_frames: 200, large_batch: 24 }
+        Tuning { window_ns: 5_000_000, busy_batches: 10, small_batch: 100, large_batch: 96 }
+    }
+}
+
+/// What was seen in a window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    start_ns: u64,
+    batches: u64,
+    frames: u64,
+    /// Sum of frames times the size of their batch.
+    weighted: u64,
+}
+
+impl Window {
+    /// Size of the batch in which the typical frame travelled; 0 without frames.
+    fn typical_batch(&self) -> u64 {
+        self.weighted.checked_div(self.frames).unwrap_or(0)
     }
 }
 
@@ -43,16 +59,16 @@ impl Default for Tuning {
 pub struct RingService {
     tuning: Tuning,
     server: Server,
-    window_start: u64,
-    rounds: u64,
-    frames: u64,
+    now: Window,
+    /// The window before; empty when nothing happened for a while.
+    last: Window,
 }
 
 impl RingService {
     /// Starts with the worker.
     #[must_use]
     pub fn new(tuning: Tuning) -> RingService {
-        RingService { tuning, server: Server::Worker, window_start: 0, rounds: 0, frames: 0 }
+        RingService { tuning, server: Server::Worker, now: Window::default(), last: Window::default() }
     }
 
     /// Who serves now.
@@ -61,53 +77,62 @@ impl RingService {
         self.server
     }
 
-    /// Whoever serves has moved `frames` (more than 0) frames in one round: at one exit, or in one pass of the uplink.
-    pub fn served(&mut self, now_ns: u64, frames: u64) -> Server {
-        if now_ns.saturating_sub(self.window_start) > 2 * self.tuning.window_ns {
-            self.restart(now_ns);
-        }
-        self.rounds += 1;
-        self.frames += frames;
-        if now_ns.saturating_sub(self.window_start) >= self.tuning.window_ns {
-            let next = match self.server {
-                Server::Worker
-                    if self.rounds >= self.tuning.busy_exits
-                        && self.frames < self.rounds * self.tuning.small_batch =>
-                {
-                    Server::Uplink
-                }
-                Server::Uplink
-                    if self.frames >= self.tuning.heavy_frames
-                        && self.frames >= self.rounds * self.tuning.large_batch =>
-                {
-                    Server::Worker
-                }
-                same => same,
-            };
-            self.server = next;
-            self.restart(now_ns);
-        }
+    /// Whoever serves has moved `frames` frames: at one exit, or between two rests of the uplink. `depth` is how many of them
+    /// were there at once: the same number where they were, less where they came one after the other.
+    pub fn served(&mut self, now_ns: u64, frames: u64, depth: u64) -> Server {
+        self.advance(now_ns);
+        self.now.batches += 1;
+        self.now.frames += frames;
+        self.now.weighted = self.now.weighted.saturating_add(frames.saturating_mul(depth));
         self.server
     }
 
     /// A guest has run for long without an exit: only the uplink can serve it.
     pub fn guest_computes(&mut self, now_ns: u64) -> Server {
-        self.server = Server::Uplink;
-        self.restart(now_ns);
-        self.server
+        self.turn(Server::Uplink, now_ns)
     }
 
-    /// Every guest rests: a sleeping worker watches the device itself.
+    /// Every guest rests. If it is for good, and not between two requests, a sleeping worker watches the device itself.
     pub fn all_rest(&mut self, now_ns: u64) -> Server {
-        self.server = Server::Worker;
-        self.restart(now_ns);
+        self.advance(now_ns);
+        if self.now.batches + self.last.batches < self.tuning.busy_batches {
+            self.turn(Server::Worker, now_ns);
+        }
         self.server
     }
 
-    fn restart(&mut self, now_ns: u64) {
-        self.window_start = now_ns;
-        self.rounds = 0;
-        self.frames = 0;
+    /// Closes windows that are over, and decides at the end of each.
+    fn advance(&mut self, now_ns: u64) {
+        let age = now_ns.saturating_sub(self.now.start_ns);
+        if age < self.tuning.window_ns {
+            return;
+        }
+        let seen = self.now;
+        self.last = if age < 2 * self.tuning.window_ns { seen } else { Window::default() };
+        self.now = Window { start_ns: now_ns, ..Window::default() };
+        if age >= 2 * self.tuning.window_ns || seen.batches == 0 {
+            return;
+        }
+        match self.server {
+            Server::Worker
+                if seen.batches >= self.tuning.busy_batches
+                    && seen.typical_batch() < self.tuning.small_batch =>
+            {
+                self.turn(Server::Uplink, now_ns);
+            }
+            Server::Uplink if seen.typical_batch() >= self.tuning.large_batch => {
+                self.turn(Server::Worker, now_ns);
+            }
+            _ => {}
+        }
+    }
+
+    fn turn(&mut self, server: Server, now_ns: u64) -> Server {
+        if self.server != server {
+            self.server = server;
+            self.now = Window { start_ns: now_ns, ..Window::default() };
+        }
+        server
     }
 }
 
@@ -115,10 +140,10 @@ impl RingService {
 mod tests {
     use super::*;
 
-    /// Rounds of `frames`, one every `gap` nanoseconds, for `n` rounds from `start` on.
+    /// Batches of `frames`, one every `gap` nanoseconds, for `n` batches from `start` on.
     fn load(s: &mut RingService, start: u64, gap: u64, frames: u64, n: u64) -> u64 {
         for i in 0..n {
-            s.served(start + i * gap, frames);
+            s.served(start + i * gap, frames, frames);
         }
         start + n * gap
     }
@@ -130,10 +155,20 @@ mod tests {
         assert_eq!(s.server(), Server::Uplink);
         let t = load(&mut s, t, 20_000, 2, 2000);
         assert_eq!(s.server(), Server::Uplink, "small batches stay");
-        let t = load(&mut s, t, 200_000, 64, 200);
+        let t = load(&mut s, t, 200_000, 128, 200);
         assert_eq!(s.server(), Server::Worker);
-        load(&mut s, t, 400_000, 64, 200);
+        load(&mut s, t, 400_000, 300, 200);
         assert_eq!(s.server(), Server::Worker, "large batches stay");
+    }
+
+    #[test]
+    fn one_request_after_another_is_not_a_large_batch() {
+        let mut s = RingService::new(Tuning::default());
+        let t = load(&mut s, 1_000_000_000, 100_000, 2, 200);
+        for i in 0..100 {
+            s.served(t + i * 1_000_000, 200, 2);
+        }
+        assert_eq!(s.server(), Server::Uplink);
     }
 
     #[test]
@@ -144,9 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn rest_and_long_computation_decide_at_once() {
+    fn a_short_rest_changes_nothing_and_a_long_one_does() {
         let mut s = RingService::new(Tuning::default());
-        assert_eq!(s.guest_computes(5), Server::Uplink);
-        assert_eq!(s.all_rest(6), Server::Worker);
+        let t = load(&mut s, 1_000_000_000, 100_000, 2, 200);
+        assert_eq!(s.all_rest(t), Server::Uplink);
+        assert_eq!(s.all_rest(t + 50_000_000), Server::Worker);
+        assert_eq!(s.guest_computes(t + 60_000_000), Server::Uplink);
     }
 }
