@@ -78,6 +78,8 @@ const UPLINK_LOOK: Duration = Duration::from_micros(20);
 const SERVICE_LIMIT: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
+/// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
+const RING_LOOKS: u32 = 8;
 /// Most calls for one guest in a row.
 const CALLS: usize = 4;
 /// Bytes of an IP packet on the wire.
@@ -412,6 +414,8 @@ impl Network {
         let mut owed = 0usize;
         let mut burst = Burst::new();
         let mut passes = 0u32;
+        // Passes in a row without a frame.
+        let mut spins = 0u32;
         let mut apart: Option<Apart> = None;
         while self.server() == Server::Uplink && !cell.is_stopping() {
             // Which guests run changes seldom; a guest that leaves its worker is served there.
@@ -425,8 +429,9 @@ impl Network {
                 }
             }
             passes = passes.wrapping_add(1);
-            // While awake, a frame that waits for its guest's ring is tried again at every pass.
-            let received = self.receive();
+            // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
+            // waits for its guest's ring is tried again at each of these looks.
+            let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
             let mut sent = 0;
             for port in running.iter().filter_map(|g| g.port.as_ref()) {
                 if port.transmit_pending() {
@@ -435,14 +440,17 @@ impl Network {
             }
             owed = (owed + received).saturating_sub(sent);
             if received + sent > 0 {
+                spins = 0;
                 burst.add(received + sent);
                 if burst.is_long() {
                     self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
                     burst = Burst::new();
                 }
             } else if (owed > 0 || self.frame_waits()) && burst.last.elapsed() < UPLINK_LOOK {
+                spins += 1;
                 std::hint::spin_loop();
             } else {
+                spins = 0;
                 if burst.frames > 0 {
                     self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
                 }

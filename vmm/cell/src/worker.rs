@@ -348,7 +348,8 @@ impl Worker {
             if mine.waiting() > 0 {
                 return;
             }
-            std::hint::spin_loop();
+            // Not a bare spin: whoever makes the guest may be waiting for this very processor.
+            std::thread::yield_now();
         }
         mine.sleeping.store(true, Ordering::SeqCst);
         if mine.waiting() == 0 && !self.cell.is_stopping() {
