@@ -79,7 +79,7 @@ const SERVICE_LIMIT: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
 /// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
-const RING_LOOKS: u32 = 8;
+const RING_LOOKS: u32 = 64;
 /// Most calls for one guest in a row.
 const CALLS: usize = 4;
 /// Bytes of an IP packet on the wire.
@@ -440,13 +440,17 @@ impl Network {
             }
             owed = (owed + received).saturating_sub(sent);
             if received + sent > 0 {
-                spins = 0;
+                spins = 1;
                 burst.add(received + sent);
                 if burst.is_long() {
                     self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
                     burst = Burst::new();
                 }
-            } else if (owed > 0 || self.frame_waits()) && burst.last.elapsed() < UPLINK_LOOK {
+            } else if self.frame_waits() && burst.last.elapsed() < LOOK {
+                // The guest is at work on a full ring, and whoever sends may be waiting for this processor.
+                spins = 0;
+                std::thread::yield_now();
+            } else if owed > 0 && burst.last.elapsed() < UPLINK_LOOK {
                 spins += 1;
                 std::hint::spin_loop();
             } else {
