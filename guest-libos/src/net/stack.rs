@@ -28,6 +28,9 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 /// Frames received before tasks run.
 const BATCH: usize = 64;
+/// Bytes received before tasks run: a full frame, so that bulk data is acknowledged as evenly as it comes. A sender that estimates
+/// bandwidth from acknowledgements (BBR) takes bursts of them for a slow path.
+const BATCH_BYTES: usize = 64 << 10;
 /// Segments that one connection sends before others have their turn.
 const BURST: usize = 32;
 /// How long an attempt to connect, in either direction, may take.
@@ -224,12 +227,13 @@ impl Stack {
         self.receiver.is_waiting()
     }
 
-    /// Processes received frames, [`BATCH`] at most; true if more wait.
+    /// Processes received frames, [`BATCH`] and [`BATCH_BYTES`] at most; true if more wait.
     pub(crate) fn receive(&mut self, now: u64) -> bool {
         self.now = instant(now);
         self.device.transmitter.reclaim();
+        let mut taken = 0;
         for _ in 0..BATCH {
-            if !self.receiver.is_waiting() {
+            if !self.receiver.is_waiting() || taken >= BATCH_BYTES {
                 break;
             }
             // An answer (a reset, an echo) needs room; the tasks' own packets wait in their sockets.
@@ -240,6 +244,7 @@ impl Stack {
             let bytes = frame.bytes();
             self.device.counters.rx_frames += 1;
             self.device.counters.rx_bytes += bytes.len() as u64;
+            taken += bytes.len();
             match frame::parse(bytes) {
                 Some(parsed) => self.dispatch(parsed, frame.header.flags & (NEEDS_CSUM | DATA_VALID) != 0),
                 None => self.device.counters.rx_ignored += 1,

@@ -464,8 +464,9 @@ impl Network {
                 passes = 0;
             }
         }
-        // Workers serve from here on; guests that look in vain are called out so that they do.
+        // Workers serve from here on: those that sleep wake up to watch the TAP device, and guests that look in vain are called out.
         for w in &cell.workers {
+            w.wake();
             if let Some(guest) = w.running() {
                 guest.schedule().look_ns.store(0, Ordering::Relaxed);
                 w.attention.call();
