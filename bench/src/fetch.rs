@@ -36,7 +36,9 @@ pub fn fetch(server: SocketAddrV4, path: &str) -> Result<Vec<u8>> {
 fn length(response: &[u8]) -> Result<Option<usize>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut parsed = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(head) = parsed.parse(response).context("no HTTP response")? else {
+    let httparse::Status::Complete(head) =
+        parsed.parse(response).map_err(|e| anyhow::anyhow!("no HTTP response: {e}"))?
+    else {
         return Ok(None);
     };
     if parsed.code != Some(200) {

@@ -23,10 +23,15 @@ use crate::{
 };
 pub(crate) use initramfs::File;
 
-/// The processors' time-stamp counters agree, as they are one. Left to find that out on a busy machine, the kernel
-/// may give up on them and read the time from an emulated device, under QEMU's one lock; it can then happen that it
-/// does nothing but serve timer interrupts.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable";
+/// Two things that an emulated machine needs to be told, so that it does not stop on a busy host:
+///
+/// - QEMU 7.2 can lose an interrupt that comes just when a guest of the emulated SVM exits (two threads change the
+///   word of pending ones, one without the lock). A lost one-shot timer would never be set again; a periodic one, and
+///   with it whatever else is pending, comes again at the next tick. Hence no high-resolution timers: an emulated
+///   machine's deadlines are up to 4 ms late.
+/// - Its time-stamp counters agree, as they are one. Left to find that out, a busy kernel may give up on them and read
+///   the time from an emulated device instead, which is slow.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 highres=off nohz=off tsc=reliable";
 
 #[derive(Args)]
 pub(crate) struct Options {

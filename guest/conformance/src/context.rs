@@ -21,7 +21,7 @@ const FLAGS: u64 = 0x0024_0cd5;
 /// The interrupt flag, which this architecture does not have: it reads as the back end likes, and cannot be changed.
 const NOT_A_FLAG: u64 = 0x200;
 
-/// What a core holds. Offsets are used by [`crossing`].
+/// What a core holds. Offsets are used by `crossing`.
 #[derive(Clone, PartialEq)]
 #[repr(C, align(64))]
 struct Context {

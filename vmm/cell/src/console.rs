@@ -1,6 +1,6 @@
 //! Where guests' consoles go: one output for all guests of a cell, whole lines, bounded.
 //!
-//! A guest never waits for whoever reads: what the output does not take at once is kept up to [`BACKLOG`] bytes, and dropped and
+//! A guest never waits for whoever reads: what the output does not take at once is kept up to a bound, and dropped and
 //! counted beyond. With several guests each line carries its guest's name.
 
 use std::collections::VecDeque;
