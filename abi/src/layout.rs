@@ -8,8 +8,8 @@
 //! | `.. PRIVATE_BASE` | nothing | none |
 //! | `REGISTERS` | virtual registers | r-- |
 //! | `CONTROL` | control page: pending interrupts, upcalls | rw- |
-//! | `NET_RX, NET_TX, BLOCK` | rings | rw- |
 //! | `BOOT` | arguments and environment | r-- |
+//! | `NET_RX, NET_TX, BLOCK` | rings | rw- |
 //! | `FAULT_STACK` | where the processor reports a fault | none |
 //! | `DATA_BASE ..` | data and bss | rw- |
 //! | a page | guard | none |
@@ -52,16 +52,16 @@ pub const PRIVATE_BASE: u64 = 0x1000_0000;
 pub const REGISTERS: u64 = PRIVATE_BASE;
 /// Control page (see [`crate::control::CoreControl`]), one slot for each core.
 pub const CONTROL: u64 = PRIVATE_BASE + 0x1000;
-/// Ring on which the guest receives frames.
-pub const NET_RX: u64 = PRIVATE_BASE + 0x2000;
-/// Ring on which the guest transmits frames.
-pub const NET_TX: u64 = PRIVATE_BASE + 0x4000;
-/// Ring of the block device (reserved).
-pub const BLOCK: u64 = PRIVATE_BASE + 0x6000;
-/// Boot arguments and environment, [`BOOT_SIZE`] bytes.
-pub const BOOT: u64 = PRIVATE_BASE + 0x8000;
+/// Boot arguments and environment, [`BOOT_SIZE`] bytes. Beside the registers, as both are read at start-up: KVM maps neighbours with one fault.
+pub const BOOT: u64 = PRIVATE_BASE + 0x2000;
 /// Bytes of boot arguments and environment, with a NUL behind each string.
 pub const BOOT_SIZE: u64 = 0x2000;
+/// Ring on which the guest receives frames.
+pub const NET_RX: u64 = PRIVATE_BASE + 0x4000;
+/// Ring on which the guest transmits frames.
+pub const NET_TX: u64 = PRIVATE_BASE + 0x6000;
+/// Ring of the block device (reserved).
+pub const BLOCK: u64 = PRIVATE_BASE + 0x8000;
 /// The page in which the processor stores the frame of a fault, [`FAULT_FRAME_SIZE`] bytes for each core.
 pub const FAULT_STACK: u64 = PRIVATE_BASE + 0xf000;
 /// Bytes of the fault stack of one core.
@@ -94,7 +94,11 @@ const _: () = {
     assert!(
         TASK_STATES + MAX_CORES as u64 * TASK_STATE_SIZE <= SUPERVISOR_END && SUPERVISOR_END <= IMAGE_BASE
     );
-    assert!(BOOT + BOOT_SIZE <= FAULT_STACK && FAULT_STACK + PAGE_SIZE == DATA_BASE);
+    assert!(
+        BOOT + BOOT_SIZE <= NET_RX
+            && BLOCK + 2 * PAGE_SIZE <= FAULT_STACK
+            && FAULT_STACK + PAGE_SIZE == DATA_BASE
+    );
     assert!(MAX_CORES as u64 * FAULT_FRAME_SIZE <= PAGE_SIZE);
     assert!(MAX_CORES as usize * size_of::<crate::control::CoreControl>() <= PAGE_SIZE as usize);
     assert!(size_of::<crate::registers::Registers>() <= PAGE_SIZE as usize);

@@ -299,7 +299,7 @@ impl Cell {
         let machine = Machine::new(&self.host, &memory)?;
         let start = Start { entry: image.entry, stack: memory.plan().stack_top, argument: 0 };
         let core = machine.create_core(0, start)?;
-        let clock = Clock::new(core.tsc_khz()?, core.time_stamps()?);
+        let clock = Clock::new(self.host.tsc_khz(&core)?, core.time_stamps()?);
         let port = match (&self.shared.network, &spec.network) {
             (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
             _ => None,

@@ -1,9 +1,12 @@
 //! `/dev/kvm`: opened once, asked once.
 
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::OnceLock;
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
+
+use crate::machine::{Core, MachineError};
 
 /// Why this host cannot run guests, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,7 @@ pub struct Host {
     pub(crate) cpuid: CpuId,
     pub(crate) xcr0: u64,
     cpu_features: u64,
+    tsc_khz: OnceLock<u32>,
 }
 
 impl Host {
@@ -77,7 +81,7 @@ impl Host {
         let own = |leaf| std::arch::x86_64::__cpuid_count(leaf, 0);
         let rdrand = leaf(1, 0).is_some_and(|e| e.ecx & 1 << 30 != 0);
         let cpu_features = features(own(1).ecx, own(7).ebx, xcr0, rdrand);
-        Ok(Host { kvm, cpuid, xcr0, cpu_features })
+        Ok(Host { kvm, cpuid, xcr0, cpu_features, tsc_khz: OnceLock::new() })
     }
 
     /// `CPU_*` bits of the virtual registers.
@@ -92,6 +96,18 @@ impl Host {
         const AUTH: u32 = u32::from_le_bytes(*b"Auth");
         let amd = self.cpuid.as_slice().iter().any(|e| e.function == 0 && e.ebx == AUTH);
         if amd { 9 } else { 11 }
+    }
+
+    /// Frequency of guests' time-stamp counters, kHz: the same for all, so that the first core is asked and no other.
+    ///
+    /// # Errors
+    /// The host does not know.
+    pub fn tsc_khz(&self, core: &Core) -> Result<u32, MachineError> {
+        if let Some(khz) = self.tsc_khz.get() {
+            return Ok(*khz);
+        }
+        let khz = core.tsc_khz()?;
+        Ok(*self.tsc_khz.get_or_init(|| khz))
     }
 
     /// Most virtual CPUs of one machine.

@@ -269,7 +269,7 @@ impl Core {
     ///
     /// # Errors
     /// The host does not know.
-    pub fn tsc_khz(&self) -> Result<u32, MachineError> {
+    pub(crate) fn tsc_khz(&self) -> Result<u32, MachineError> {
         self.fd.get_tsc_khz().map_err(failed("read the frequency of the time-stamp counter"))
     }
 }

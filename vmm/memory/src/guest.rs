@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use foraker_abi::control::CoreControl;
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, NET_RX,
     PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
 };
 use foraker_abi::registers::Registers;
@@ -76,7 +76,8 @@ impl GuestMemory {
             private(PRIVATE_BASE, FAULT_STACK)?,
             private(DATA_BASE, plan.memory_end)?,
         ];
-        let writable = [private(CONTROL, BOOT)?, private(DATA_BASE, plan.memory_end)?];
+        let writable =
+            [private(CONTROL, BOOT)?, private(NET_RX, BLOCK)?, private(DATA_BASE, plan.memory_end)?];
         let collect = |regions: Vec<GuestRegionMmap>| {
             GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map(std::io::Error::other(e)))
         };
@@ -299,4 +300,4 @@ pub fn raise(control: &CoreControl, bits: u64) -> bool {
     pending.fetch_or(bits, Ordering::SeqCst) & bits == 0
 }
 
-const _: () = assert!(BLOCK + 2 * PAGE_SIZE <= BOOT + BOOT_SIZE && IMAGE_BASE > SUPERVISOR_BASE);
+const _: () = assert!(BOOT + BOOT_SIZE <= NET_RX && IMAGE_BASE > SUPERVISOR_BASE);

@@ -2,7 +2,7 @@
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
-    LARGE_PAGE_SIZE, MAX_MEMORY, MIN_MEMORY, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    LARGE_PAGE_SIZE, MAX_MEMORY, MIN_MEMORY, NET_RX, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
     SUPERVISOR_END, TASK_STATES,
 };
 use foraker_image::{Image, Rights};
@@ -90,8 +90,9 @@ impl Plan {
         ranges.extend(segments(false).map(|s| (s.address..s.end(), Access::User(s.rights))));
         ranges.extend([
             (REGISTERS..CONTROL, Access::User(Rights::Read)),
-            (CONTROL..BLOCK, Access::User(Rights::Write)),
+            (CONTROL..BOOT, Access::User(Rights::Write)),
             (BOOT..BOOT + BOOT_SIZE, Access::User(Rights::Read)),
+            (NET_RX..BLOCK, Access::User(Rights::Write)),
             (FAULT_STACK..FAULT_STACK + PAGE_SIZE, Access::SupervisorWrite),
         ]);
         ranges.extend(segments(true).map(|s| (s.address..s.end(), Access::User(Rights::Write))));
