@@ -124,7 +124,7 @@ fn server_code(server: Server) -> u8 {
 /// What the uplink's thread moved between two rests.
 struct Burst {
     frames: u64,
-    /// Most frames of one pass.
+    /// Most frames that one pass received.
     largest: u64,
     first: Instant,
     last: Instant,
@@ -136,9 +136,9 @@ impl Burst {
         Burst { frames: 0, largest: 0, first: now, last: now }
     }
 
-    fn add(&mut self, frames: usize) {
-        self.frames += frames as u64;
-        self.largest = self.largest.max(frames as u64);
+    fn add(&mut self, received: usize, sent: usize) {
+        self.frames += (received + sent) as u64;
+        self.largest = self.largest.max(received as u64);
         self.last = Instant::now();
     }
 
@@ -441,7 +441,7 @@ impl Network {
             owed = (owed + received).saturating_sub(sent);
             if received + sent > 0 {
                 spins = 1;
-                burst.add(received + sent);
+                burst.add(received, sent);
                 if burst.is_long() {
                     self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
                     burst = Burst::new();

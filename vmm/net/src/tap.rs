@@ -4,9 +4,9 @@
 //! segmentation are left to whoever does them last, or to nobody. The device is not persistent: it vanishes
 //! with its descriptor, however the process ends.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_long};
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -335,12 +335,13 @@ impl Tap {
     #[inline]
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            return match (&self.file).read(buffer) {
-                Ok(length) => Ok(Some(length)),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => Err(e),
+            // SAFETY: the buffer is valid for the call.
+            let length = unsafe {
+                libc::syscall(libc::SYS_read, self.file.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
             };
+            if let Some(result) = received(length) {
+                return result;
+            }
         }
     }
 
@@ -365,14 +366,10 @@ impl Link for Tap {
         let count = c_int::try_from(list.len()).unwrap_or(c_int::MAX);
         loop {
             // SAFETY: writable, by the invariant of `Places`; `Part` is an `iovec` in a transparent coat.
-            let length = unsafe { libc::readv(self.file.as_raw_fd(), list.as_ptr().cast(), count) };
-            if let Ok(length) = usize::try_from(length) {
-                return Ok(Some(length));
-            }
-            match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                e if e.kind() == io::ErrorKind::Interrupted => {}
-                e => return Err(e),
+            let length =
+                unsafe { libc::syscall(libc::SYS_readv, self.file.as_raw_fd(), list.as_ptr(), count) };
+            if let Some(result) = received(length) {
+                return result;
             }
         }
     }
@@ -384,11 +381,11 @@ impl Link for Tap {
         let written = match list {
             // One buffer is cheaper than a list of one.
             // SAFETY: mapped, by the invariant of `Parts`.
-            [part] => unsafe { libc::write(fd, part.base().cast(), part.length()) },
+            [part] => unsafe { libc::syscall(libc::SYS_write, fd, part.base(), part.length()) },
             _ => {
                 let count = c_int::try_from(list.len()).unwrap_or(c_int::MAX);
                 // SAFETY: as above; `Part` is an `iovec` in a transparent coat.
-                unsafe { libc::writev(fd, list.as_ptr().cast(), count) }
+                unsafe { libc::syscall(libc::SYS_writev, fd, list.as_ptr(), count) }
             }
         };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -404,6 +401,22 @@ impl AsFd for Tap {
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+}
+
+/// What a system call that reads has returned; `None` when it is to be tried again.
+///
+/// The calls for each frame go to the kernel directly, not through the C library's functions of the same names: those are
+/// cancellation points, whose book-keeping in a process of several threads costs a few per cent of a small frame.
+#[inline]
+fn received(length: c_long) -> Option<io::Result<Option<usize>>> {
+    if let Ok(length) = usize::try_from(length) {
+        return Some(Ok(Some(length)));
+    }
+    match io::Error::last_os_error() {
+        e if e.kind() == io::ErrorKind::WouldBlock => Some(Ok(None)),
+        e if e.kind() == io::ErrorKind::Interrupted => None,
+        e => Some(Err(e)),
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Tuning { window_ns: 5_000_000, busy_batches: 10, small_batch: 100, large_batch: 96 }
+        Tuning { window_ns: 5_000_000, busy_batches: 10, small_batch: 100, large_batch: 128 }
     }
 }
 
