@@ -12,6 +12,7 @@ use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
 use foraker_machine::{Host, HostError, Machine, MachineError, Start};
 use foraker_memory::{Arena, GuestMemory, MemoryError};
+use foraker_net::Port;
 use foraker_policy::token_bucket::TokenBucket;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -304,14 +305,14 @@ impl Cell {
             (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
             _ => None,
         };
-        let net = match (&self.shared.network, &port) {
-            (Some(network), Some(port)) => {
-                machine.register_doorbell(network.doorbell())?;
-                network.registers_of(port)
+        let prepared = self.prepare(spec, id, &machine, &memory, &clock, port.as_deref());
+        if let Err(e) = prepared {
+            // The port reaches the memory, which is given back now.
+            if let (Some(network), Some(port)) = (&self.shared.network, &port) {
+                network.remove(port);
             }
-            _ => Net::default(),
-        };
-        self.write_registers(spec, id, &memory, &clock, net)?;
+            return Err(e);
+        }
         let prefix = spec.console_prefix.then(|| format!("{}| ", spec.name));
         let guest = Arc::new(Guest::new(GuestParts {
             id,
@@ -343,6 +344,26 @@ impl Cell {
             deadline: None,
         }));
         Ok(guest)
+    }
+
+    /// What is left to do between a guest's port and its first instruction.
+    fn prepare(
+        &self,
+        spec: &GuestSpec,
+        id: u64,
+        machine: &Machine,
+        memory: &GuestMemory,
+        clock: &Clock,
+        port: Option<&Port>,
+    ) -> Result<(), CellError> {
+        let net = match (&self.shared.network, port) {
+            (Some(network), Some(port)) => {
+                machine.register_doorbell(network.doorbell())?;
+                network.registers_of(port)
+            }
+            _ => Net::default(),
+        };
+        self.write_registers(spec, id, memory, clock, net)
     }
 
     fn write_registers(
