@@ -24,9 +24,9 @@ const BACK_END: &str = "BACK_END";
 /// Suites that need programs which are not in the machine in QEMU (`curl`, `wrk`).
 const HOST_ONLY: [&str; 1] = ["clients"];
 /// How long one test program may take, here or in QEMU.
-const PROGRAM_LIMIT: Duration = Duration::from_secs(5 * 60);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// How long all of them may take in QEMU, boot included.
-const STOCK_LIMIT: Duration = Duration::from_secs(15 * 60);
+const STOCK_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Runs them here, if there is a KVM to run them on.
 pub(super) fn host(context: &Context) -> Result<Totals> {
