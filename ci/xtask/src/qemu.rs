@@ -35,8 +35,8 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 highres=
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Processors
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    /// Processors; with more than one the emulation loses interrupts between them at times, and stops
+    #[arg(long, value_name = "N", default_value_t = 1)]
     smp: u32,
     /// Memory, as QEMU writes it
     #[arg(long, value_name = "SIZE", default_value = "2G")]
