@@ -37,7 +37,7 @@ impl Emulated {
         println!("\n  {}", terminal::paint(Style::Dim, &format!("(in QEMU) # {launch}")));
         let script = format!("ip link set eth0 up\nip addr add {}/24 dev eth0\n{launch}\n", Forward::ADDRESS);
         let machine = Machine {
-            smp: 2,
+            smp: 1,
             memory: "1G".to_owned(),
             limit: LIMIT,
             files: qemu::own_files(workspace)?,
