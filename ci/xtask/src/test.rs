@@ -2,6 +2,7 @@
 
 mod stages;
 mod suites;
+mod template;
 pub(crate) mod totals;
 
 use std::{

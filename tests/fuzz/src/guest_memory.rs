@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use foraker_abi::layout::{
-    BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, PAGE_SIZE,
-    PRIVATE_BASE, SUPERVISOR_BASE,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, NET_RX,
+    PAGE_SIZE, PRIVATE_BASE, SUPERVISOR_BASE,
 };
 use foraker_abi::note;
 use foraker_image::{Image, Rights, Segment};
@@ -162,7 +162,7 @@ struct Model {
     private: Vec<u8>,
     shared: Vec<u8>,
     readable: [Range<u64>; 3],
-    writable: [Range<u64>; 2],
+    writable: [Range<u64>; 3],
     heap_end: u64,
 }
 
@@ -175,7 +175,7 @@ impl Model {
             private: bytes(host, size),
             shared: shared.to_vec(),
             readable: [IMAGE_BASE..plan.shared_end, PRIVATE_BASE..FAULT_STACK, DATA_BASE..plan.memory_end],
-            writable: [CONTROL..BOOT, DATA_BASE..plan.memory_end],
+            writable: [CONTROL..BOOT, NET_RX..BLOCK, DATA_BASE..plan.memory_end],
             heap_end: plan.memory_end,
         }
     }

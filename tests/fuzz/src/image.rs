@@ -3,7 +3,7 @@
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
-    LARGE_PAGE_SIZE, MAX_MEMORY, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
+    LARGE_PAGE_SIZE, MAX_MEMORY, NET_RX, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
     TASK_STATES,
 };
 use foraker_image::{Image, Rights};
@@ -80,8 +80,9 @@ fn expected(image: &Image, plan: &Plan, page: u64) -> Option<Page> {
             Some(supervisor(false, (FAULT_STUBS..TASK_STATES).contains(&page)))
         }
         REGISTERS..CONTROL => Some(user(Rights::Read)),
-        CONTROL..BLOCK => Some(user(Rights::Write)),
+        CONTROL..BOOT => Some(user(Rights::Write)),
         BOOT.. if page < BOOT + BOOT_SIZE => Some(user(Rights::Read)),
+        NET_RX..BLOCK => Some(user(Rights::Write)),
         FAULT_STACK..DATA_BASE => Some(supervisor(true, false)),
         _ if segment.is_some() => segment.map(|s| user(s.rights)),
         _ if page >= stack_bottom && page < heap => Some(user(Rights::Write)),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Stage, suites, totals::Totals};
+use super::{Context, Stage, suites, template, totals::Totals};
 use crate::{
     deps, doc_check, fuzz, images, packages, process, reproducible, terminal,
     workspace::{self, STATIC, TARGET},
@@ -13,7 +13,7 @@ use crate::{
 /// The stage that all others need.
 pub(super) const PACKAGES: &str = "packages";
 
-pub(super) const ALL: [Stage; 15] = [
+pub(super) const ALL: [Stage; 16] = [
     Stage { name: PACKAGES, what: "Debian packages that the stages need", quick: true, run: install },
     Stage { name: "fmt", what: "formatting", quick: true, run: fmt },
     Stage {
@@ -40,6 +40,12 @@ pub(super) const ALL: [Stage; 15] = [
         quick: false,
         run: reproduce,
     },
+    Stage {
+        name: "template",
+        what: "the template of a guest, in a folder of its own",
+        quick: false,
+        run: template::run,
+    },
     Stage { name: "host", what: "suites on this machine's /dev/kvm", quick: true, run: suites::host },
     Stage {
         name: "stock",
@@ -61,10 +67,13 @@ fn install(_: &Context) -> Result<Totals> {
 }
 
 fn fmt(context: &Context) -> Result<Totals> {
-    context.check(
-        &mut context.workspace.cargo(&["fmt", "--all", "--check", "--", "--color", terminal::color_choice()]),
-        BUILD,
-    )
+    let mut totals = Totals::default();
+    for tree in ["Cargo.toml", "tests/fuzz/Cargo.toml", "guest/template/Cargo.toml"] {
+        let color = terminal::color_choice();
+        let arguments = ["fmt", "--all", "--manifest-path", tree, "--check", "--", "--color", color];
+        totals += context.check(&mut context.workspace.cargo(&arguments), BUILD)?;
+    }
+    Ok(totals)
 }
 
 fn dependencies(context: &Context) -> Result<Totals> {

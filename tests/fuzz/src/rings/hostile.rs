@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use foraker_abi::layout::{
-    BOOT, CONTROL, DATA_BASE, FAULT_STACK, IMAGE_BASE, NET_RX, NET_TX, PAGE_SIZE, PRIVATE_BASE, REGISTERS,
+    BLOCK, BOOT, CONTROL, DATA_BASE, FAULT_STACK, IMAGE_BASE, NET_RX, NET_TX, PAGE_SIZE, PRIVATE_BASE,
+    REGISTERS,
 };
 use foraker_abi::net::Header;
 use foraker_abi::ring::{AVAIL_OFFSET, DESC_NEXT, DESC_WRITE, QUEUE_SIZE, RING_SIZE, USED_OFFSET};
@@ -106,7 +107,7 @@ impl Hostile {
 
     /// What the VMM must not write for the guest, and what it holds: all around the guest's memory, and what in it the
     /// guest can only read or not even that.
-    fn canaries(&self) -> [(VolatileSlice<'_>, Vec<u8>); 8] {
+    fn canaries(&self) -> [(VolatileSlice<'_>, Vec<u8>); 9] {
         let text = |from: u64, size: u64| {
             self.text.as_volatile_slice().subslice(from as usize, size as usize).expect("in memory")
         };
@@ -114,7 +115,8 @@ impl Hostile {
         [
             (self.slice(PRIVATE_BASE - FENCE, PRIVATE_BASE), secret(FENCE)),
             (self.slice(REGISTERS, CONTROL), read_only(CONTROL - REGISTERS)),
-            (self.slice(BOOT, FAULT_STACK), read_only(FAULT_STACK - BOOT)),
+            (self.slice(BOOT, NET_RX), read_only(NET_RX - BOOT)),
+            (self.slice(BLOCK, FAULT_STACK), read_only(FAULT_STACK - BLOCK)),
             (self.slice(FAULT_STACK, DATA_BASE), secret(DATA_BASE - FAULT_STACK)),
             (self.slice(END, END + FENCE), secret(FENCE)),
             (text(0, FENCE), secret(FENCE)),
@@ -141,7 +143,7 @@ impl Hostile {
             private(PRIVATE_BASE, FAULT_STACK),
             private(DATA_BASE, END),
         ];
-        let writable = vec![private(CONTROL, BOOT), private(DATA_BASE, END)];
+        let writable = vec![private(CONTROL, BOOT), private(NET_RX, BLOCK), private(DATA_BASE, END)];
         let collect = |regions| GuestMemoryMmap::from_regions(regions).expect("in order");
         PortConfig {
             id: number.into(),
