@@ -247,7 +247,7 @@ fn address_space(out: &mut String) {
         PAGE_SIZE LARGE_PAGE_SIZE SUPERVISOR_BASE IDT GDT FAULT_STUBS FAULT_STUB_SIZE VECTORS SYSCALL_STUB
         TASK_STATES TASK_STATE_SIZE SUPERVISOR_END IMAGE_BASE PRIVATE_BASE REGISTERS CONTROL NET_RX NET_TX
         BLOCK BOOT BOOT_SIZE FAULT_STACK FAULT_FRAME_SIZE DATA_BASE MAX_CORES MIN_MEMORY MAX_MEMORY
-        DEFAULT_STACK KERNEL_CODE KERNEL_DATA USER_DATA USER_CODE
+        DEFAULT_STACK MAX_STACK KERNEL_CODE KERNEL_DATA USER_DATA USER_CODE
     );
     let rows = source.constants("", &values);
     // Sizes can be as large as addresses; their comments say what they are.
@@ -346,7 +346,7 @@ fn virtual_registers(out: &mut String) {
     heading(out, "Virtual registers", &source.module);
     let page = structure!(registers::Registers:
         magic abi_version cores guest_id incarnation entropy memory_size heap_start memory_end stack_top
-        cpu_features reserved0 time net boot schedule resources counters
+        cpu_features memory_start reserved0 time net boot schedule resources counters
     );
     let _ = write!(
         out,

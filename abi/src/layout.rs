@@ -5,15 +5,14 @@
 //! | `0 .. SUPERVISOR_BASE` | nothing, page 0 included | none |
 //! | `SUPERVISOR_BASE .. IMAGE_BASE` | descriptor tables, task states, fault stubs | none |
 //! | `IMAGE_BASE ..` | text, then read-only data, shared by all guests of an image | r-x, r-- |
-//! | `.. PRIVATE_BASE` | nothing | none |
+//! | `.. memory_start` | nothing, a guard page at least | none |
+//! | `memory_start .. REGISTERS` | stack of core 0 | rw- |
 //! | `REGISTERS` | virtual registers | r-- |
 //! | `CONTROL` | control page: pending interrupts, upcalls | rw- |
 //! | `BOOT` | arguments and environment | r-- |
 //! | `NET_RX, NET_TX, BLOCK` | rings | rw- |
 //! | `FAULT_STACK` | where the processor reports a fault | none |
 //! | `DATA_BASE ..` | data and bss | rw- |
-//! | a page | guard | none |
-//! | `.. stack_top` | stack of core 0 | rw- |
 //! | `heap_start .. memory_end` | heap | rw- |
 //! | `memory_end ..` | page tables | none |
 
@@ -45,29 +44,33 @@ pub const SUPERVISOR_END: u64 = SUPERVISOR_BASE + 0x4000;
 
 /// Where an image's text starts.
 pub const IMAGE_BASE: u64 = 0x20_0000;
-/// Start of a guest's own memory, and end of what an image's text and read-only data may fill.
+/// End of what an image's text and read-only data may fill. A guest's own memory starts above, where its stack ends.
 pub const PRIVATE_BASE: u64 = 0x1000_0000;
 
-/// Virtual registers (see [`crate::registers::Registers`]).
-pub const REGISTERS: u64 = PRIVATE_BASE;
+/// Virtual registers (see [`crate::registers::Registers`]). Core 0's stack grows down from here, and its first page is the first of eight
+/// whose number is a multiple of eight: at a fault, KVM's shadow page tables map what follows in such a group too, up to a page that is not there.
+/// So one fault maps all that start-up touches: stack, registers, control page, arguments.
+pub const REGISTERS: u64 = 0x2010_1000;
+/// Most bytes of core 0's stack.
+pub const MAX_STACK: u64 = REGISTERS - PRIVATE_BASE - PAGE_SIZE;
 /// Control page (see [`crate::control::CoreControl`]), one slot for each core.
-pub const CONTROL: u64 = PRIVATE_BASE + 0x1000;
-/// Boot arguments and environment, [`BOOT_SIZE`] bytes. Beside the registers, as both are read at start-up: KVM maps neighbours with one fault.
-pub const BOOT: u64 = PRIVATE_BASE + 0x2000;
+pub const CONTROL: u64 = REGISTERS + 0x1000;
+/// Boot arguments and environment, [`BOOT_SIZE`] bytes.
+pub const BOOT: u64 = REGISTERS + 0x2000;
 /// Bytes of boot arguments and environment, with a NUL behind each string.
 pub const BOOT_SIZE: u64 = 0x2000;
 /// Ring on which the guest receives frames.
-pub const NET_RX: u64 = PRIVATE_BASE + 0x4000;
+pub const NET_RX: u64 = REGISTERS + 0x4000;
 /// Ring on which the guest transmits frames.
-pub const NET_TX: u64 = PRIVATE_BASE + 0x6000;
+pub const NET_TX: u64 = REGISTERS + 0x6000;
 /// Ring of the block device (reserved).
-pub const BLOCK: u64 = PRIVATE_BASE + 0x8000;
+pub const BLOCK: u64 = REGISTERS + 0x8000;
 /// The page in which the processor stores the frame of a fault, [`FAULT_FRAME_SIZE`] bytes for each core.
-pub const FAULT_STACK: u64 = PRIVATE_BASE + 0xf000;
+pub const FAULT_STACK: u64 = REGISTERS + 0xf000;
 /// Bytes of the fault stack of one core.
 pub const FAULT_FRAME_SIZE: u64 = 64;
 /// Where an image's writable data starts.
-pub const DATA_BASE: u64 = PRIVATE_BASE + 0x1_0000;
+pub const DATA_BASE: u64 = REGISTERS + 0x1_0000;
 
 /// Most cores of one guest.
 pub const MAX_CORES: u32 = 64;
@@ -89,6 +92,9 @@ pub const USER_CODE: u16 = 0x23;
 
 const _: () = {
     assert!(IMAGE_BASE.is_multiple_of(LARGE_PAGE_SIZE) && PRIVATE_BASE.is_multiple_of(LARGE_PAGE_SIZE));
+    assert!((REGISTERS / PAGE_SIZE) % 8 == 1);
+    // A stack of usual size shares its page table with them.
+    assert!(REGISTERS % LARGE_PAGE_SIZE >= 1 << 20);
     assert!(IDT + VECTORS * 16 <= GDT && GDT + 5 * 8 <= FAULT_STUBS);
     assert!(SYSCALL_STUB + FAULT_STUB_SIZE <= TASK_STATES);
     assert!(

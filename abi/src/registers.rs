@@ -34,8 +34,10 @@ pub struct Registers {
     pub stack_top: u64,
     /// `CPU_*` bits.
     pub cpu_features: u64,
+    /// First byte of the guest's own memory: the bottom of core 0's stack.
+    pub memory_start: u64,
     /// Not used; 0.
-    pub reserved0: [u64; 3],
+    pub reserved0: [u64; 2],
     /// Time.
     pub time: Time,
     /// The virtual ethernet.
@@ -199,6 +201,7 @@ const _: () = {
     assert!(offset_of!(Registers, memory_end) == 0x050);
     assert!(offset_of!(Registers, stack_top) == 0x058);
     assert!(offset_of!(Registers, cpu_features) == 0x060);
+    assert!(offset_of!(Registers, memory_start) == 0x068);
     assert!(offset_of!(Registers, time) == 0x080);
     assert!(offset_of!(Registers, net) == 0x0c0);
     assert!(offset_of!(Registers, boot) == 0x100);

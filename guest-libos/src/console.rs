@@ -31,6 +31,8 @@ impl Line {
 }
 
 impl fmt::Write for Line {
+    // Once in an image, not also within `write_char`: the text of a small guest fits a page.
+    #[inline(never)]
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if text.len() > BUFFER - self.used {
             self.flush();

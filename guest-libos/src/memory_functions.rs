@@ -18,7 +18,8 @@ global_asm!(
 foraker_\name:
     .endm
 
-    .section .text.hot.memory_functions, "ax", @progbits
+    // Sections of their own, so that a guest without need for one is linked without it.
+    .section .text.hot.memmove, "ax", @progbits
     function memmove
     mov rax, rdi
     sub rax, rsi
@@ -121,6 +122,7 @@ foraker_\name:
     jnz 22b
 24: ret
 
+    .section .text.hot.memset, "ax", @progbits
     function memset
     mov rax, rdi
     movzx esi, sil
@@ -164,6 +166,7 @@ foraker_\name:
     mov rax, r8
     ret
 
+    .section .text.hot.memcmp, "ax", @progbits
     function memcmp
     cmp rdx, 8
     jb 43f
@@ -197,6 +200,7 @@ foraker_\name:
 45: xor eax, eax
     ret
 
+    .section .text.hot.strlen, "ax", @progbits
     function strlen
     mov rax, rdi
 51: cmp byte ptr [rax], 0

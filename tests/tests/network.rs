@@ -232,13 +232,11 @@ fn a_limit_of_bandwidth_holds() {
     http::wait_until_serving(server, LIMIT);
     let reached = speed(server, size);
     assert!(reached < 1.6 * bytes, "{reached} bytes per second with a limit of {bytes}");
-    println!("{:.0} % of the limit reached", 100.0 * reached / bytes);
-    // Frames above the limit are dropped, which TCP answers by waiting: it moves, but stays well below.
-    assert!(reached > 0.05 * bytes, "{reached} bytes per second with a limit of {bytes}");
+    // Frames above the limit wait in the ring, so that TCP uses what is allowed.
+    assert!(reached > 0.7 * bytes, "{reached} bytes per second with a limit of {bytes}");
     let ended = running.stop();
     let report = ended.report();
-    let web = report.guest("web");
-    assert!(web.dropped("rate_limited") > 0 || reached < bytes * 1.2, "{web:?}");
+    assert_eq!(report.guest("web").dropped("rate_limited"), 0, "nothing is lost by it");
 }
 
 #[test]
@@ -246,13 +244,14 @@ fn a_limit_of_packets_holds() {
     let program = image("hostile").display().to_string();
     let limit = seconds(2).as_secs();
     let arguments =
-        ["--json", "--timeout", &limit.to_string(), "--tx-packets", "1000", &program, "flood-broadcast"];
+        ["--json", "--timeout", &limit.to_string(), "--tx-packets", "1000", &program, "flood-gateway"];
     let ended = launch(arguments).wait(Duration::from_secs(20));
     let report = ended.report();
     let guest = &report.guests[0];
-    let most = 1000 * (limit + 2);
-    assert!(guest.counter("tx_frames") <= most, "{guest:?}");
-    assert!(guest.dropped("rate_limited") > 1000 || guest.dropped("not_forwarded") > 0, "{guest:?}");
+    // It may send so many, and a tenth of a second's worth at once at the start.
+    let (least, most) = (1000 * (limit - 1), 1000 * (limit + 1));
+    assert!((least..=most).contains(&guest.counter("tx_frames")), "{least} to {most}: {guest:?}");
+    assert_eq!(guest.dropped("rate_limited"), 0, "{guest:?}");
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn places(report: &mut Report) {
     let rodata = CONSTANT.as_ptr() as u64;
     report.check("layout.rodata", shared.contains(&rodata), format_args!("{rodata:#x}"));
     let data = (&raw const INITIALISED) as u64;
-    let own = layout::DATA_BASE..registers().stack_top - crate::STACK;
+    let own = layout::DATA_BASE..registers().heap_start;
     report.check("layout.data", own.contains(&data), format_args!("{data:#x}"));
     let local = 0u8;
     let here = (&raw const local) as u64;

@@ -28,7 +28,7 @@ fn identity(report: &mut Report) {
     println!("note guest {:#x}", r.guest_id);
     println!("note incarnation {incarnation:#x}");
     println!("note entropy {:#x}", u128::from_le_bytes(entropy[..16].try_into().unwrap_or_default()));
-    report.equal("registers.reserved", r.reserved0, [0; 3]);
+    report.equal("registers.reserved", r.reserved0, [0; 2]);
 }
 
 fn sizes(report: &mut Report) {
@@ -39,10 +39,12 @@ fn sizes(report: &mut Report) {
     let size_fits =
         (layout::MIN_MEMORY..=layout::MAX_MEMORY).contains(&size) && size.is_multiple_of(layout::PAGE_SIZE);
     report.check("registers.memory_size", size_fits, format_args!("{size:#x}"));
-    let ordered = layout::DATA_BASE < r.stack_top
-        && r.stack_top <= r.heap_start
+    let ordered = layout::PRIVATE_BASE < r.memory_start
+        && r.memory_start + crate::STACK == r.stack_top
+        && r.stack_top == layout::REGISTERS
+        && layout::DATA_BASE <= r.heap_start
         && r.heap_start < r.memory_end
-        && r.memory_end <= layout::PRIVATE_BASE + size;
+        && r.memory_end <= r.memory_start + size;
     report.check(
         "registers.layout",
         ordered,

@@ -131,8 +131,8 @@ fn forbidden() -> [(&'static str, u64); 9] {
         ("supervisor pages", layout::SUPERVISOR_BASE),
         ("fault stack", layout::FAULT_STACK),
         ("page tables", memory_end),
-        ("behind memory", layout::PRIVATE_BASE + guest::registers().memory_size),
-        ("before private memory", layout::PRIVATE_BASE - PAGE),
+        ("behind memory", guest::registers().memory_start + guest::registers().memory_size),
+        ("before private memory", guest::stack_bottom() - PAGE),
     ]
 }
 

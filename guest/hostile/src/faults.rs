@@ -67,7 +67,7 @@ pub(crate) const CASES: &[Case] = &[
     case("write-fault-stack", || at(ins::write_byte, layout::FAULT_STACK + 8)),
     case("read-page-tables", || at(ins::read_byte, guest::registers().memory_end)),
     case("write-page-tables", || at(ins::write_byte, guest::registers().memory_end)),
-    case("read-memory-end", || at(ins::read_byte, layout::PRIVATE_BASE + guest::registers().memory_size)),
+    case("read-memory-end", || at(ins::read_byte, guest::stack_bottom() + guest::registers().memory_size)),
     case("read-guard-page", || at(ins::read_byte, guest::stack_bottom() - 1)),
     case("execute-data", || lands((&raw const CODE) as u64)),
     case("execute-rodata", || lands(address_of(&CONSTANT))),

@@ -8,13 +8,13 @@ use core::sync::atomic::Ordering;
 use foraker_abi::hypercall as hc;
 use foraker_abi::layout::PAGE_SIZE;
 use foraker_abi::net::Header;
-use foraker_abi::ring::QUEUE_SIZE;
+use foraker_abi::ring::{DESC_WRITE, QUEUE_SIZE};
 use guest_libos::{println, registers};
 
 use crate::case::{Case, Verdict, case, check};
 use crate::frame::{self, BROADCAST, own};
 use crate::guest::{self, call};
-use crate::raw_ring::{OUT, TX, serve};
+use crate::raw_ring::{IN, OUT, RX, TX, serve};
 
 /// The cases.
 pub(crate) const CASES: &[Case] = &[
@@ -22,8 +22,8 @@ pub(crate) const CASES: &[Case] = &[
     case("flood-broadcast", || flood(frame::udp::<1514>(BROADCAST, own(), [255; 4], 1472).bytes())),
     case("flood-arp", || flood(frame::honest_arp().bytes())),
     case("flood-gateway", || {
-        let gateway = registers().net.gateway4;
-        flood(frame::udp::<64>(host_mac(), own(), gateway, 16).bytes())
+        let Some(mac) = gateway_mac() else { return check(false, "the gateway answers") };
+        flood(frame::udp::<64>(mac, own(), registers().net.gateway4, 16).bytes())
     }),
     case("flood-neighbour", || {
         let mut neighbour = registers().net.gateway4;
@@ -51,11 +51,23 @@ pub(crate) const CASES: &[Case] = &[
     }),
 ];
 
-/// Where frames to the host go: the switch hands every address that it does not know to the host's side.
-fn host_mac() -> [u8; 6] {
-    let mut mac = own().mac;
-    mac[5] = 1;
-    mac
+/// The gateway's ethernet address, as an answer says it.
+fn gateway_mac() -> Option<[u8; 6]> {
+    const SENDER: usize = 22;
+    RX.describe(0, IN[0].address(), 4096, DESC_WRITE, 0);
+    RX.publish(0);
+    TX.describe(0, OUT.address(), OUT.fill(Header::default(), frame::honest_arp().bytes()), 0, 0);
+    TX.publish(0);
+    let end = guest_libos::now() + 2_000_000_000;
+    while RX.used_index().load(Ordering::Acquire) == 0 {
+        serve();
+        if guest_libos::now() > end {
+            return None;
+        }
+    }
+    let mut answer = [0; SENDER + 6];
+    IN[0].frame(&mut answer);
+    answer.last_chunk().copied()
 }
 
 /// Writes lines until the VMM ends the guest.
@@ -71,10 +83,10 @@ fn console_flood() -> Verdict {
 fn flood(bytes: &[u8]) -> Verdict {
     println!("expect");
     let length = OUT.fill(Header::default(), bytes);
+    let mut sent = TX.avail_index().load(Ordering::Relaxed);
     for i in 0..QUEUE_SIZE {
         TX.describe(i, OUT.address(), length, 0, 0);
     }
-    let mut sent = 0u16;
     loop {
         let free = QUEUE_SIZE - sent.wrapping_sub(TX.used_index().load(Ordering::Acquire));
         for _ in 0..free {

@@ -9,7 +9,7 @@ pub(crate) const STACK: u64 = 64 << 10;
 
 /// Lowest address of the stack; the page below is the guard.
 pub(crate) fn stack_bottom() -> u64 {
-    registers().stack_top - STACK
+    registers().memory_start
 }
 
 /// A core's slot of the control page.

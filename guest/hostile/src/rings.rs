@@ -58,7 +58,7 @@ pub(crate) const CASES: &[Case] = &[
     case("tx-address-supervisor", || breaks(|| payload_at(layout::SUPERVISOR_BASE))),
     case("tx-address-fault-stack", || breaks(|| payload_at(layout::FAULT_STACK))),
     case("tx-address-page-tables", || breaks(|| payload_at(registers().memory_end))),
-    case("tx-address-behind", || breaks(|| payload_at(layout::PRIVATE_BASE + registers().memory_size))),
+    case("tx-address-behind", || breaks(|| payload_at(registers().memory_start + registers().memory_size))),
     case("tx-address-straddle", || breaks(|| payload_at(registers().memory_end - 8))),
     case("tx-zero-length", || breaks(|| one(0))),
     case("tx-header-truncated", || breaks(|| one(HEADER_SIZE as u32 - 1))),
@@ -521,12 +521,12 @@ fn rings_random() {
             let index = (next() % u64::from(QUEUE_SIZE)) as u16;
             let address = match next() % 4 {
                 0 => next(),
-                1 => layout::PRIVATE_BASE + next() % registers().memory_size,
+                1 => registers().memory_start + next() % registers().memory_size,
                 2 => layout::IMAGE_BASE + next() % 0x1_0000,
                 _ => OUT.address(),
             };
             // A receive buffer that is the guest's own may be written: keep it away from this program's own state.
-            let is_own = (layout::PRIVATE_BASE..registers().memory_end).contains(&address);
+            let is_own = (registers().memory_start..registers().memory_end).contains(&address);
             let address = if !transmit && is_own { IN[0].address() } else { address };
             let length = if next() & 1 == 0 { next() as u32 } else { (next() % 4096) as u32 };
             let length = if transmit { length } else { length % BUFFER as u32 };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, NET_RX,
-    PAGE_SIZE, PRIVATE_BASE, SUPERVISOR_BASE,
+    PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
 };
 use foraker_abi::note;
 use foraker_image::{Image, Rights, Segment};
@@ -53,7 +53,7 @@ pub const PLACES: [u64; 8] =
 fn address(program: &mut Program<'_>, plan: &Plan) -> Option<u64> {
     let place = program.u8()?;
     let distance = program.u64()?;
-    let ends = [plan.shared_end, plan.memory_end, PRIVATE_BASE + plan.memory_size, plan.stack_bottom];
+    let ends = [plan.shared_end, plan.memory_end, plan.end(), plan.memory_start];
     let all = PLACES.len() + ends.len();
     let chosen = usize::from(place) % all;
     let base = PLACES.iter().chain(&ends).nth(chosen)?;
@@ -162,7 +162,8 @@ struct Model {
     private: Vec<u8>,
     shared: Vec<u8>,
     readable: [Range<u64>; 3],
-    writable: [Range<u64>; 3],
+    writable: [Range<u64>; 4],
+    start: u64,
     heap_end: u64,
 }
 
@@ -174,15 +175,25 @@ impl Model {
             host,
             private: bytes(host, size),
             shared: shared.to_vec(),
-            readable: [IMAGE_BASE..plan.shared_end, PRIVATE_BASE..FAULT_STACK, DATA_BASE..plan.memory_end],
-            writable: [CONTROL..BOOT, NET_RX..BLOCK, DATA_BASE..plan.memory_end],
+            readable: [
+                IMAGE_BASE..plan.shared_end,
+                plan.memory_start..FAULT_STACK,
+                DATA_BASE..plan.memory_end,
+            ],
+            writable: [
+                plan.memory_start..REGISTERS,
+                CONTROL..BOOT,
+                NET_RX..BLOCK,
+                DATA_BASE..plan.memory_end,
+            ],
+            start: plan.memory_start,
             heap_end: plan.memory_end,
         }
     }
 
     /// Writes words to the fault stack, as processors would.
     fn stage_fault(&mut self, guest: &GuestMemory) {
-        let at = (FAULT_STACK - PRIVATE_BASE) as usize;
+        let at = (FAULT_STACK - self.start) as usize;
         let words: Vec<u8> = (0..PAGE_SIZE as u16 / 2).flat_map(u16::to_le_bytes).collect();
         // SAFETY: the fault stack is a page of the private slot, and so are the words.
         unsafe { guest.slots()[1].host.add(at).copy_from_nonoverlapping(words.as_ptr(), words.len()) };
@@ -194,14 +205,14 @@ impl Model {
         let (base, bytes) = if address < PRIVATE_BASE {
             (SUPERVISOR_BASE, &self.shared)
         } else {
-            (PRIVATE_BASE, &self.private)
+            (self.start, &self.private)
         };
         let start = (address - base) as usize;
         &bytes[start..start + length as usize]
     }
 
     fn put(&mut self, address: u64, bytes: &[u8]) {
-        let start = (address - PRIVATE_BASE) as usize;
+        let start = (address - self.start) as usize;
         self.private[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
@@ -229,7 +240,7 @@ impl Model {
                 if let Some(window) = self.writable.iter().find(|window| window.contains(&address)).cloned() {
                     // What begins inside and ends outside fails, and may be copied as far as it is inside.
                     let inside = usize::from(length).min((window.end - address) as usize);
-                    let offset = (address - PRIVATE_BASE) as usize;
+                    let offset = (address - self.start) as usize;
                     let now = bytes(self.host.wrapping_add(offset), inside as u64);
                     let whole = found.is_some() || now == from[..inside];
                     assert!(whole || now == self.at(address, inside as u64), "half of it");
@@ -293,7 +304,8 @@ impl Model {
     fn owns(&self, address: u64, length: u64) -> bool {
         let whole = |value: u64| value.is_multiple_of(PAGE_SIZE);
         let end = u128::from(address) + u128::from(length);
-        whole(address) && whole(length) && address >= DATA_BASE && end <= self.heap_end.into()
+        let within = |from: u64, to: u64| address >= from && end <= to.into();
+        whole(address) && whole(length) && (within(self.start, REGISTERS) || within(DATA_BASE, self.heap_end))
     }
 }
 

@@ -3,8 +3,8 @@
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
-    LARGE_PAGE_SIZE, MAX_MEMORY, NET_RX, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
-    TASK_STATES,
+    LARGE_PAGE_SIZE, MAX_MEMORY, MAX_STACK, NET_RX, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    SUPERVISOR_END, TASK_STATES,
 };
 use foraker_image::{Image, Rights};
 use foraker_memory::{MemoryError, Plan, tables};
@@ -33,6 +33,7 @@ pub fn run(data: &[u8]) {
                 assert!(Plan::new(&image, needed - PAGE_SIZE).is_err(), "less than {needed} is enough");
             }
         }
+        Err(MemoryError::Stack(asked)) => assert!(asked > MAX_STACK && asked == image.note.stack_size),
         Err(error) => panic!("{error}"),
     }
 }
@@ -71,21 +72,20 @@ fn expected(image: &Image, plan: &Plan, page: u64) -> Option<Page> {
         |rights| Page { user: true, write: rights == Rights::Write, execute: rights == Rights::Execute };
     let supervisor = |write, execute| Page { user: false, write, execute };
     let stack = if image.note.stack_size == 0 { DEFAULT_STACK } else { image.note.stack_size };
-    // The guard page comes between data and stack.
-    let stack_bottom = image.data_end() + PAGE_SIZE;
-    let heap = (stack_bottom + stack).next_multiple_of(PAGE_SIZE);
+    let stack_bottom = REGISTERS - stack.next_multiple_of(PAGE_SIZE);
+    let heap = image.data_end();
     let segment = image.segments.iter().find(|s| (s.address..s.end()).contains(&page));
     match page {
         SUPERVISOR_BASE..SUPERVISOR_END => {
             Some(supervisor(false, (FAULT_STUBS..TASK_STATES).contains(&page)))
         }
+        _ if page >= stack_bottom && page < REGISTERS => Some(user(Rights::Write)),
         REGISTERS..CONTROL => Some(user(Rights::Read)),
         CONTROL..BOOT => Some(user(Rights::Write)),
         BOOT.. if page < BOOT + BOOT_SIZE => Some(user(Rights::Read)),
         NET_RX..BLOCK => Some(user(Rights::Write)),
         FAULT_STACK..DATA_BASE => Some(supervisor(true, false)),
         _ if segment.is_some() => segment.map(|s| user(s.rights)),
-        _ if page >= stack_bottom && page < heap => Some(user(Rights::Write)),
         _ if page >= heap && page < plan.memory_end => Some(user(Rights::Write)),
         _ => None,
     }
@@ -169,10 +169,12 @@ impl Walk<'_> {
 
 /// Builds the tables of `plan` and compares every page with the layout.
 fn check_plan(image: &Image, plan: &Plan, memory: u64) {
-    let end = PRIVATE_BASE + plan.memory_size;
+    let end = plan.end();
     assert_eq!(plan.memory_size, memory & !(PAGE_SIZE - 1));
-    assert!(image.data_end() < plan.stack_bottom && plan.stack_bottom < plan.stack_top);
-    assert!(plan.stack_top <= plan.heap_start && plan.heap_start <= plan.memory_end && plan.memory_end < end);
+    assert!(PRIVATE_BASE < plan.memory_start && plan.memory_start < REGISTERS);
+    assert!(
+        image.data_end() <= plan.heap_start && plan.heap_start <= plan.memory_end && plan.memory_end < end
+    );
     assert_eq!(plan.memory_end + plan.tables_size(), end);
 
     let words = usize::try_from(plan.tables_size() / 8).expect("small");
@@ -197,6 +199,6 @@ fn check_plan(image: &Image, plan: &Plan, memory: u64) {
     let present = |from: u64, to: u64| {
         (from..to).step_by(4096).filter(|&page| expected(image, plan, page).is_some()).count() as u64
     };
-    let pages = present(SUPERVISOR_BASE, image.read_only_end()) + present(PRIVATE_BASE, end);
+    let pages = present(SUPERVISOR_BASE, image.read_only_end()) + present(plan.memory_start, end);
     assert_eq!(mapped, pages * PAGE_SIZE, "every page of the layout is mapped");
 }

@@ -11,6 +11,7 @@ use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
 use foraker_machine::{Host, HostError, Machine, MachineError, Start};
+use foraker_memory::plan::STACK_TOP;
 use foraker_memory::{Arena, GuestMemory, MemoryError};
 use foraker_net::Port;
 use foraker_policy::token_bucket::TokenBucket;
@@ -18,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
+use crate::errand::{Errand, Run};
 use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, VirtualCore};
 use crate::network::{Network, NetworkError, Service};
 use crate::report::End;
@@ -294,13 +296,24 @@ impl Cell {
         }
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
-        let _expected = self.shared.workers.get(home).map(WorkerShared::expect);
+        let worker = self.shared.workers.get(home);
+        let _expected = worker.map(WorkerShared::expect);
         let image = &spec.image.image;
         let memory = Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory)?);
-        let machine = Machine::new(&self.host, &memory)?;
-        let start = Start { entry: image.entry, stack: memory.plan().stack_top, argument: 0 };
-        let core = machine.create_core(0, start)?;
-        let clock = Clock::new(self.host.tsc_khz(&core)?, core.time_stamps()?);
+        let machine = Arc::new(Machine::new(&self.host, &memory)?);
+        let mapping = {
+            let machine = Arc::clone(&machine);
+            Errand::new(move || machine.map_memory())
+        };
+        if let Some(worker) = worker {
+            worker.ask(Arc::clone(&mapping) as Arc<dyn Run>);
+        }
+        let start = Start { entry: image.entry, stack: STACK_TOP, argument: 0 };
+        let core = machine.create_core(0, start);
+        // Done by the worker, or here and now; in any case before an error ends the start.
+        mapping.result().transpose()?;
+        let core = core?;
+        let clock = Clock::new(self.host.tsc_khz(&core)?, self.host.time_stamps(&core)?);
         let port = match (&self.shared.network, &spec.network) {
             (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
             _ => None,
@@ -404,7 +417,8 @@ impl Cell {
         r.memory_size = plan.memory_size;
         r.heap_start = plan.heap_start;
         r.memory_end = plan.memory_end;
-        r.stack_top = plan.stack_top;
+        r.memory_start = plan.memory_start;
+        r.stack_top = STACK_TOP;
         r.cpu_features = self.host.cpu_features();
         r.net = net;
         r.boot = Boot {

@@ -33,7 +33,7 @@ pub struct Guest {
     /// Each interrupt forces it out.
     pub immediate: bool,
     /// Its machine, which makes cores.
-    pub(crate) machine: Machine,
+    pub(crate) machine: Arc<Machine>,
     pub(crate) cores: Vec<CoreSlot>,
     pub(crate) console: Mutex<ConsoleState>,
     pub(crate) cell: Weak<Shared>,
@@ -93,7 +93,7 @@ pub(crate) struct GuestParts {
     pub(crate) clock: Clock,
     pub(crate) port: Option<Arc<Port>>,
     pub(crate) immediate: bool,
-    pub(crate) machine: Machine,
+    pub(crate) machine: Arc<Machine>,
     pub(crate) cores: u32,
     pub(crate) console: ConsoleState,
     pub(crate) cell: Weak<Shared>,

@@ -20,13 +20,16 @@ use foraker_memory::GuestMemory;
 use foraker_net::switch::MAX_PORTS;
 use foraker_net::{
     AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
-    RingState, Served, Switch, Tap, TapError, Uplink,
+    RingState, Served, Switch, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::affinity::Apart;
 use crate::cell::{NetworkConfig, NetworkSpec, Shared};
 use crate::guest::Guest;
+use crate::subnet::{MTU, create, existing, ipv6_of, name_server};
+use crate::throttled::Throttled;
 use crate::worker::{poll_for, wait};
 
 /// Who serves the rings.
@@ -82,8 +85,6 @@ const BUDGET: usize = 256;
 const RING_LOOKS: u32 = 64;
 /// Most calls for one guest in a row.
 const CALLS: usize = 4;
-/// Bytes of an IP packet on the wire.
-const MTU: u16 = 1500;
 
 thread_local! {
     static NOTICES: RefCell<Notices> = RefCell::new(Notices::new());
@@ -111,6 +112,8 @@ pub(crate) struct Network {
     asleep: AtomicBool,
     /// Until when frames wait for a guest's ring instead of being read; 0 for not at all.
     waiting_until: AtomicU64,
+    /// Guests above their limits.
+    throttled: Throttled,
     epoch: Instant,
 }
 
@@ -189,6 +192,7 @@ impl Network {
             wake: event()?,
             asleep: AtomicBool::new(false),
             waiting_until: AtomicU64::new(0),
+            throttled: Throttled::new(),
             epoch,
         })
     }
@@ -253,7 +257,7 @@ impl Network {
                     rx_bandwidth: wanted.rx_bytes,
                     tx_bandwidth: wanted.tx_bytes,
                     tx_packets: wanted.tx_packets,
-                    over_limit: OverLimit::Drop,
+                    over_limit: OverLimit::Wait,
                 },
                 memory: DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?,
                 rings: RingState::default(),
@@ -297,6 +301,7 @@ impl Network {
     pub(crate) fn remove(&self, port: &Arc<Port>) {
         self.guests.write().unwrap_or_else(PoisonError::into_inner).remove(&port.id());
         self.uplink.switch().remove(port);
+        self.throttled.remove(port);
     }
 
     fn server(&self) -> Server {
@@ -366,12 +371,43 @@ impl Network {
                 let work = self.uplink.transmit(port, BUDGET, self.now(), notices);
                 frames += work.frames;
                 self.act(notices);
+                if let Served::Throttled { until_ns } = work.served {
+                    self.throttle(port, until_ns);
+                }
                 if work.served != Served::More {
                     break;
                 }
             }
             frames
         })
+    }
+
+    /// What a guest sends above its limits waits in its ring. Its own exits do not help it on: the uplink's thread sleeps until then.
+    fn throttle(&self, port: &Arc<Port>, until: u64) {
+        if self.throttled.insert(port, until) {
+            self.wake_uplink();
+        }
+    }
+
+    /// Sends what limits have held up long enough. Returns the frames moved.
+    fn resume_throttled(&self) -> usize {
+        let mut frames = 0;
+        while self.throttled.next().is_some_and(|at| at <= self.now())
+            && let Some(port) = self.throttled.pop(self.now())
+        {
+            frames += self.transmit(&port);
+        }
+        frames
+    }
+
+    /// Whether a guest has frames that may be sent now.
+    fn has_work(&self, port: &Port) -> bool {
+        port.transmit_pending() && !self.throttled.contains(port)
+    }
+
+    /// Time left until a moment of the network's clock.
+    fn left_until(&self, at: u64) -> Duration {
+        Duration::from_nanos(at.saturating_sub(self.now()))
     }
 
     /// Raises the interrupts and ends the guests that a call has left for later.
@@ -400,8 +436,11 @@ impl Network {
         let Some(network) = &cell.network else { return };
         while !cell.is_stopping() {
             if network.server() == Server::Worker {
-                wait(&mut [poll_for(network.wake.as_raw_fd())], None);
+                // Workers serve; what they cannot do is to send later what is above a limit now, while they run something else.
+                let timeout = network.throttled.next().map(|at| network.left_until(at));
+                wait(&mut [poll_for(network.wake.as_raw_fd())], timeout);
                 let _ = network.wake.read();
+                network.resume_throttled();
             } else {
                 network.serve_while_wanted(cell);
             }
@@ -434,10 +473,11 @@ impl Network {
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
             let mut sent = 0;
             for port in running.iter().filter_map(|g| g.port.as_ref()) {
-                if port.transmit_pending() {
+                if self.has_work(port) {
                     sent += self.transmit(port);
                 }
             }
+            sent += self.resume_throttled();
             owed = (owed + received).saturating_sub(sent);
             if received + sent > 0 {
                 spins = 1;
@@ -481,12 +521,13 @@ impl Network {
         let ports = || running.iter().filter_map(|g| g.port.as_ref());
         let mut pending = false;
         for port in ports() {
-            pending |= port.set_looking(false);
+            pending |= port.set_looking(false) && !self.throttled.contains(port);
         }
         if !pending && self.server() == Server::Uplink && !cell.is_stopping() {
             let until = self.waiting_until.load(Ordering::SeqCst);
-            let timeout = (until > 0).then(|| Duration::from_nanos(until.saturating_sub(self.now())));
-            let tap = if timeout.is_some() { -1 } else { self.uplink.link().as_raw_fd() };
+            let tap = if until > 0 { -1 } else { self.uplink.link().as_raw_fd() };
+            let timeout = (until > 0).then_some(until).into_iter().chain(self.throttled.next()).min();
+            let timeout = timeout.map(|at| self.left_until(at));
             let mut polls =
                 [poll_for(tap), poll_for(self.doorbell.as_raw_fd()), poll_for(self.wake.as_raw_fd())];
             wait(&mut polls, timeout);
@@ -508,57 +549,6 @@ impl Network {
     fn frame_waits(&self) -> bool {
         self.waiting_until.load(Ordering::SeqCst) != 0
     }
-}
-
-/// Keeps the uplink's thread and the worker of a guest that looks on processors of their own while both are awake; the scheduler,
-/// which cannot know that each waits for the other, at times puts them on one.
-struct Apart {
-    process: libc::cpu_set_t,
-    worker: i32,
-}
-
-impl Apart {
-    /// Moves the calling thread off the processor that `worker` (a thread's id) ran on last, and keeps that one there.
-    fn from(worker: i32, processor: usize) -> Option<Apart> {
-        let process = affinity(0)?;
-        let mut alone = empty_set();
-        // SAFETY: the index was taken from the kernel and is checked against the set's size by the macro's function.
-        unsafe { libc::CPU_SET(processor, &mut alone) };
-        let mut others = process;
-        // SAFETY: as above.
-        unsafe { libc::CPU_CLR(processor, &mut others) };
-        // SAFETY: a valid set.
-        if unsafe { libc::CPU_COUNT(&others) } == 0 || worker == 0 {
-            return None;
-        }
-        set_affinity(0, &others);
-        set_affinity(worker, &alone);
-        Some(Apart { process, worker })
-    }
-}
-
-impl Drop for Apart {
-    fn drop(&mut self) {
-        set_affinity(0, &self.process);
-        set_affinity(self.worker, &self.process);
-    }
-}
-
-fn empty_set() -> libc::cpu_set_t {
-    // SAFETY: all-zero is the empty set.
-    unsafe { std::mem::zeroed() }
-}
-
-fn affinity(thread: i32) -> Option<libc::cpu_set_t> {
-    let mut set = empty_set();
-    // SAFETY: a valid set of the given size.
-    let got = unsafe { libc::sched_getaffinity(thread, size_of::<libc::cpu_set_t>(), &raw mut set) };
-    (got == 0).then_some(set)
-}
-
-fn set_affinity(thread: i32, set: &libc::cpu_set_t) {
-    // SAFETY: a valid set of the given size. A thread that has ended, or a set that the host has narrowed, changes nothing.
-    unsafe { libc::sched_setaffinity(thread, size_of::<libc::cpu_set_t>(), std::ptr::from_ref(set)) };
 }
 
 impl Shared {
@@ -634,7 +624,7 @@ impl Shared {
         }
         let until = network.waiting_until.load(Ordering::SeqCst);
         if until > 0 {
-            let left = Duration::from_nanos(until.saturating_sub(network.now()));
+            let left = network.left_until(until);
             return (None, Some(left.max(Duration::from_micros(10))));
         }
         (Some(network.uplink.link().as_raw_fd()), None)
@@ -646,91 +636,4 @@ impl Shared {
             network.receive();
         }
     }
-}
-
-/// Makes a TAP device with the first free subnet, or with the wanted one.
-fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
-    for n in 0..=255u8 {
-        let subnet = wanted.unwrap_or((Ipv4Addr::new(10, 99, n, 0), 24));
-        if wanted.is_none() && host_has_address_in(subnet.0, subnet.1) {
-            continue;
-        }
-        // The name is what keeps two cells from taking the same number.
-        let tap = match Tap::create(Some(&format!("fk{n}"))) {
-            Ok(tap) => tap,
-            Err(TapError::NameTaken(_) | TapError::Busy(_)) => continue,
-            Err(e) => return Err(e.into()),
-        };
-        let gateway = Ipv4Addr::from_bits(subnet.0.to_bits() + 1);
-        tap.set_mtu(MTU)?;
-        tap.set_queue_length(QUEUE)?;
-        tap.add_ipv4(gateway, subnet.1)?;
-        // A host without IPv6 serves IPv4 all the same.
-        if let Err(e) = tap.add_ipv6(ipv6_of(gateway), 64) {
-            log::info!("no IPv6: {e}");
-        }
-        tap.up()?;
-        return Ok((tap, gateway, subnet.1));
-    }
-    Err(NetworkError::NoSubnet)
-}
-
-/// Frames that wait in the TAP device for a guest.
-const QUEUE: u32 = 4096;
-
-fn existing(name: &str, wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
-    let tap = Tap::open_existing(name)?;
-    let (gateway, prefix) = match (tap.ipv4()?, wanted) {
-        (Some(own), _) => own,
-        (None, Some((network, prefix))) => {
-            let gateway = Ipv4Addr::from_bits(network.to_bits() + 1);
-            tap.add_ipv4(gateway, prefix)?;
-            (gateway, prefix)
-        }
-        (None, None) => return Err(NetworkError::NoSubnet),
-    };
-    tap.up()?;
-    Ok((tap, gateway, prefix))
-}
-
-/// The IPv6 address that goes with an IPv4 address: unique-local, with the IPv4 address at the end.
-fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
-    let [a, b, c, d] = address.octets().map(u16::from);
-    Ipv6Addr::new(0xfd46, 0x4b00, a << 8 | b, c, 0, 0, 0, d)
-}
-
-/// Whether an interface of the host has an address in the subnet.
-fn host_has_address_in(network: Ipv4Addr, prefix: u8) -> bool {
-    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: a valid place for the list's head, which is freed below.
-    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
-        return false;
-    }
-    let mut found = false;
-    let mut at = list;
-    // SAFETY: the list's entries stay valid until it is freed.
-    while let Some(entry) = unsafe { at.as_ref() } {
-        // SAFETY: null or a valid address, whose family says what it is.
-        if let Some(address) = unsafe { entry.ifa_addr.as_ref() }
-            && i32::from(address.sa_family) == libc::AF_INET
-        {
-            // SAFETY: the family is AF_INET, so the address is a `sockaddr_in`.
-            let v4 = unsafe { &*entry.ifa_addr.cast::<libc::sockaddr_in>() };
-            let bits = u32::from_be(v4.sin_addr.s_addr);
-            found |= (bits ^ network.to_bits()) >> (32 - u32::from(prefix)) == 0;
-        }
-        at = entry.ifa_next;
-    }
-    // SAFETY: the list came from `getifaddrs`.
-    unsafe { libc::freeifaddrs(list) };
-    found
-}
-
-/// The host's first IPv4 name server that a guest could reach.
-fn name_server() -> Option<Ipv4Addr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
-    text.lines()
-        .filter_map(|l| l.strip_prefix("nameserver"))
-        .filter_map(|a| a.trim().parse::<Ipv4Addr>().ok())
-        .find(|a| !a.is_loopback())
 }

@@ -18,6 +18,7 @@ use foraker_machine::{Attention, Exit};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cell::Shared;
+use crate::errand::Run;
 use crate::guest::{CoreState, Guest, VirtualCore};
 use crate::hypercalls::{self, After};
 use crate::report::{Cause, Fault};
@@ -37,6 +38,8 @@ pub(crate) struct WorkerShared {
     sleeping: AtomicBool,
     /// Guests that are being made and will be queued here within a fraction of a millisecond.
     expected: AtomicUsize,
+    /// What a worker that waits for such a guest can do meanwhile.
+    errand: Mutex<Option<Arc<dyn Run>>>,
     event: EventFd,
     /// The guest that runs here.
     running: Mutex<Option<Arc<Guest>>>,
@@ -51,6 +54,7 @@ impl WorkerShared {
             waiting: AtomicUsize::new(0),
             sleeping: AtomicBool::new(false),
             expected: AtomicUsize::new(0),
+            errand: Mutex::default(),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             running: Mutex::default(),
         })
@@ -71,6 +75,11 @@ impl WorkerShared {
         self.expected.fetch_add(1, Ordering::SeqCst);
         self.wake();
         Expected(self)
+    }
+
+    /// Gives the worker something to do while it waits for an expected core. It may never come to it.
+    pub(crate) fn ask(&self, errand: Arc<dyn Run>) {
+        *self.errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(errand);
     }
 
     /// Wakes the worker if it sleeps.
@@ -347,6 +356,10 @@ impl Worker {
         while mine.expected.load(Ordering::SeqCst) > 0 && since.elapsed() < EXPECT {
             if mine.waiting() > 0 {
                 return;
+            }
+            let errand = mine.errand.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(errand) = errand {
+                errand.run();
             }
             // Not a bare spin: whoever makes the guest may be waiting for this very processor.
             std::thread::yield_now();

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::machine::{Core, MachineError};
+use crate::machine::{Core, MachineError, host_time_stamp};
 
 /// Why this host cannot run guests, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,8 @@ pub struct Host {
     pub(crate) xcr0: u64,
     cpu_features: u64,
     tsc_khz: OnceLock<u32>,
+    /// Guests see the host's time-stamp counter.
+    shares_tsc: OnceLock<bool>,
 }
 
 impl Host {
@@ -81,7 +83,7 @@ impl Host {
         let own = |leaf| std::arch::x86_64::__cpuid_count(leaf, 0);
         let rdrand = leaf(1, 0).is_some_and(|e| e.ecx & 1 << 30 != 0);
         let cpu_features = features(own(1).ecx, own(7).ebx, xcr0, rdrand);
-        Ok(Host { kvm, cpuid, xcr0, cpu_features, tsc_khz: OnceLock::new() })
+        Ok(Host { kvm, cpuid, xcr0, cpu_features, tsc_khz: OnceLock::new(), shares_tsc: OnceLock::new() })
     }
 
     /// `CPU_*` bits of the virtual registers.
@@ -108,6 +110,24 @@ impl Host {
         }
         let khz = core.tsc_khz()?;
         Ok(*self.tsc_khz.get_or_init(|| khz))
+    }
+
+    /// A new core's time-stamp counter, and the host's, at one moment.
+    ///
+    /// Back ends that virtualize the counter start each machine's near 0, and must be asked each time. On others it is the host's own, as the
+    /// first core shows.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn time_stamps(&self, core: &Core) -> Result<(u64, u64), MachineError> {
+        if self.shares_tsc.get() == Some(&true) {
+            let now = host_time_stamp();
+            return Ok((now, now));
+        }
+        let (guest, host) = core.time_stamps()?;
+        // Less than a millisecond at any frequency; a virtualized counter is as far off as the host has been up.
+        let _ = self.shares_tsc.set(guest.abs_diff(host) < 1 << 20);
+        Ok((guest, host))
     }
 
     /// Most virtual CPUs of one machine.

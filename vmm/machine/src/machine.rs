@@ -73,13 +73,21 @@ pub struct Start {
 }
 
 impl Machine {
-    /// Makes a VM and gives it the guest's memory.
+    /// Makes a VM for a guest with this memory, which [`Self::map_memory`] gives it.
     ///
     /// # Errors
     /// The host has no more VMs or descriptors to give.
     pub fn new(host: &Arc<Host>, memory: &Arc<GuestMemory>) -> Result<Machine, MachineError> {
         let vm = host.kvm.create_vm().map_err(failed("create a virtual machine"))?;
-        for (slot, s) in (0u32..).zip(memory.slots()) {
+        Ok(Machine { vm, host: Arc::clone(host), memory: Arc::clone(memory) })
+    }
+
+    /// Gives the VM its guest's memory: once, before a core runs. May be done while cores are made.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn map_memory(&self) -> Result<(), MachineError> {
+        for (slot, s) in (0u32..).zip(self.memory.slots()) {
             let region = kvm_userspace_memory_region {
                 slot,
                 flags: if s.read_only { KVM_MEM_READONLY } else { 0 },
@@ -88,9 +96,9 @@ impl Machine {
                 userspace_addr: s.host as u64,
             };
             // SAFETY: the memory lives as long as `memory`, which this value holds for longer than its VM.
-            unsafe { vm.set_user_memory_region(region) }.map_err(failed("set a memory slot"))?;
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(failed("set a memory slot"))?;
         }
-        Ok(Machine { vm, host: Arc::clone(host), memory: Arc::clone(memory) })
+        Ok(())
     }
 
     /// Lets the asynchronous doorbell signal `event` without leaving the kernel.
@@ -254,7 +262,7 @@ impl Core {
     ///
     /// # Errors
     /// The host refuses.
-    pub fn time_stamps(&self) -> Result<(u64, u64), MachineError> {
+    pub(crate) fn time_stamps(&self) -> Result<(u64, u64), MachineError> {
         let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index: MSR_TSC, ..Default::default() }])
             .expect("one entry fits");
         let read = self.fd.get_msrs(&mut msrs).map_err(failed("read the time-stamp counter"))?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use foraker_abi::control::CoreControl;
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, NET_RX,
-    PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
 };
 use foraker_abi::registers::Registers;
 use foraker_image::{Image, Rights};
@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegio
 
 use crate::MemoryError;
 use crate::arena::{Arena, Range};
-use crate::plan::Plan;
+use crate::plan::{Plan, STACK_TOP};
 use crate::shared::Shared;
 use crate::tables::{self, Words};
 
@@ -57,27 +57,29 @@ impl GuestMemory {
         let plan = Plan::new(image, memory)?;
         let range = arena.allocate(plan.memory_size)?;
         // What start-up touches, in three operations instead of a fault each: system pages and data, the top of the stack, tables.
-        let head = image.data_end() - PRIVATE_BASE;
-        range.populate(0, CONTROL + PAGE_SIZE - PRIVATE_BASE);
-        range.populate(FAULT_STACK - PRIVATE_BASE, (head + PRIVATE_BASE - FAULT_STACK).min(POPULATE_DATA));
-        range.populate(plan.stack_top - PAGE_SIZE - PRIVATE_BASE, PAGE_SIZE);
-        range.populate(plan.memory_end - PRIVATE_BASE, plan.tables_size());
+        let offset = |address: u64| address - plan.memory_start;
+        range.populate(offset(STACK_TOP - PAGE_SIZE), CONTROL + PAGE_SIZE - (STACK_TOP - PAGE_SIZE));
+        range.populate(offset(FAULT_STACK), (image.data_end() - FAULT_STACK).min(POPULATE_DATA));
+        range.populate(offset(plan.memory_end), plan.tables_size());
 
-        let mut area = Area { base: range.as_ptr(), size: plan.memory_size };
+        let mut area = Area { base: range.as_ptr(), start: plan.memory_start, size: plan.memory_size };
         for s in image.segments.iter().filter(|s| s.rights == Rights::Write) {
             area.fill(s.address, &s.content);
         }
         let page_tables = tables::build(&plan, &mut area);
 
-        let private = |from: u64, to: u64| area.region(PRIVATE_BASE, from, to);
-        let image_part = Area { base: shared.as_ptr(), size: shared.size() as u64 };
+        let image_part = Area { base: shared.as_ptr(), start: SUPERVISOR_BASE, size: shared.size() as u64 };
         let readable = [
-            image_part.region(SUPERVISOR_BASE, IMAGE_BASE, plan.shared_end)?,
-            private(PRIVATE_BASE, FAULT_STACK)?,
-            private(DATA_BASE, plan.memory_end)?,
+            image_part.region(IMAGE_BASE, plan.shared_end)?,
+            area.region(plan.memory_start, FAULT_STACK)?,
+            area.region(DATA_BASE, plan.memory_end)?,
         ];
-        let writable =
-            [private(CONTROL, BOOT)?, private(NET_RX, BLOCK)?, private(DATA_BASE, plan.memory_end)?];
+        let writable = [
+            area.region(plan.memory_start, STACK_TOP)?,
+            area.region(CONTROL, BOOT)?,
+            area.region(NET_RX, BLOCK)?,
+            area.region(DATA_BASE, plan.memory_end)?,
+        ];
         let collect = |regions: Vec<GuestRegionMmap>| {
             GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Map(std::io::Error::other(e)))
         };
@@ -114,7 +116,7 @@ impl GuestMemory {
                 read_only: true,
             },
             Slot {
-                address: PRIVATE_BASE,
+                address: self.plan.memory_start,
                 size: self.plan.memory_size,
                 host: self.range.as_ptr(),
                 read_only: false,
@@ -208,7 +210,7 @@ impl GuestMemory {
         if !self.owns_pages(address, bytes) {
             return false;
         }
-        self.range.discard(address - PRIVATE_BASE, bytes);
+        self.range.discard(address - self.plan.memory_start, bytes);
         true
     }
 
@@ -218,22 +220,26 @@ impl GuestMemory {
         if !self.owns_pages(address, bytes) {
             return false;
         }
-        self.range.populate(address - PRIVATE_BASE, bytes);
+        self.range.populate(address - self.plan.memory_start, bytes);
         true
     }
 
     /// Whether a page-aligned range lies in the guest's data, stack or heap.
     #[must_use]
     pub fn owns_pages(&self, address: u64, bytes: u64) -> bool {
+        let within = |range: std::ops::Range<u64>| {
+            address >= range.start && address.checked_add(bytes).is_some_and(|end| end <= range.end)
+        };
         address.is_multiple_of(PAGE_SIZE)
             && bytes.is_multiple_of(PAGE_SIZE)
-            && address >= DATA_BASE
-            && address.checked_add(bytes).is_some_and(|end| end <= self.plan.memory_end)
+            && (within(self.plan.memory_start..STACK_TOP) || within(DATA_BASE..self.plan.memory_end))
     }
 
     fn private(&self, address: u64) -> *mut u8 {
-        debug_assert!((PRIVATE_BASE..PRIVATE_BASE + self.plan.memory_size).contains(&address));
-        self.range.as_ptr().wrapping_add(usize::try_from(address - PRIVATE_BASE).unwrap_or(usize::MAX))
+        debug_assert!((self.plan.memory_start..self.plan.end()).contains(&address));
+        self.range
+            .as_ptr()
+            .wrapping_add(usize::try_from(address - self.plan.memory_start).unwrap_or(usize::MAX))
     }
 }
 
@@ -248,31 +254,30 @@ const POPULATE_DATA: u64 = 256 << 10;
 /// A mapping while it is being filled.
 struct Area {
     base: *mut u8,
+    /// Guest address of `base`.
+    start: u64,
     size: u64,
 }
 
 impl Area {
-    fn at(&self, base: u64, address: u64, bytes: u64) -> *mut u8 {
-        let inside = address >= base && address.checked_add(bytes).is_some_and(|end| end <= base + self.size);
+    fn at(&self, address: u64, bytes: u64) -> *mut u8 {
+        let (start, end) = (self.start, self.start + self.size);
+        let inside = address >= start && address.checked_add(bytes).is_some_and(|to| to <= end);
         assert!(inside, "{address:#x} lies outside the guest's memory: the plan is wrong");
-        self.base.wrapping_add(usize::try_from(address - base).unwrap_or(usize::MAX))
+        self.base.wrapping_add(usize::try_from(address - start).unwrap_or(usize::MAX))
     }
 
     fn fill(&self, address: u64, bytes: &[u8]) {
         // SAFETY: `at` checked that the range lies within the mapping; no guest runs yet.
         unsafe {
-            ptr::copy_nonoverlapping(
-                bytes.as_ptr(),
-                self.at(PRIVATE_BASE, address, bytes.len() as u64),
-                bytes.len(),
-            )
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(address, bytes.len() as u64), bytes.len())
         };
     }
 
-    fn region(&self, base: u64, from: u64, to: u64) -> Result<GuestRegionMmap, MemoryError> {
+    fn region(&self, from: u64, to: u64) -> Result<GuestRegionMmap, MemoryError> {
         let failed = |e: &dyn std::fmt::Display| MemoryError::Map(std::io::Error::other(e.to_string()));
         let size = usize::try_from(to - from).map_err(|e| failed(&e))?;
-        let host = self.at(base, from, to - from);
+        let host = self.at(from, to - from);
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: the range was checked to lie within the mapping, which outlives the regions: `GuestMemory` owns both.
@@ -285,12 +290,12 @@ impl Area {
 impl Words for Area {
     fn read(&self, address: u64) -> u64 {
         // SAFETY: `at` checked the range; entries are aligned, as tables start on pages.
-        unsafe { self.at(PRIVATE_BASE, address, 8).cast::<u64>().read() }
+        unsafe { self.at(address, 8).cast::<u64>().read() }
     }
 
     fn write(&mut self, address: u64, value: u64) {
         // SAFETY: as for `read`.
-        unsafe { self.at(PRIVATE_BASE, address, 8).cast::<u64>().write(value) };
+        unsafe { self.at(address, 8).cast::<u64>().write(value) };
     }
 }
 

@@ -51,6 +51,9 @@ pub enum MemoryError {
     /// More than the architecture allows.
     #[error("{0} bytes of memory are too much: the most is {max}", max = foraker_abi::layout::MAX_MEMORY)]
     TooMuch(u64),
+    /// The image's note asks for a larger stack than the architecture allows.
+    #[error("the image asks for a stack of {0} bytes: the most is {max}", max = foraker_abi::layout::MAX_STACK)]
+    Stack(u64),
     /// Arguments and environment do not fit.
     #[error("arguments and environment fill {0} bytes: the most is {max}", max = foraker_abi::layout::BOOT_SIZE)]
     Boot(usize),

@@ -4,7 +4,7 @@
 //! in the guest's own, writable slot, because AMD's nested walker treats reads of guest page tables as writes; no address of the guest
 //! leads to them.
 
-use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE, PRIVATE_BASE};
+use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use foraker_image::Rights;
 
 use crate::plan::{Access, Plan};
@@ -32,7 +32,7 @@ pub trait Words {
 /// When the area is smaller than the tables: a mistake in [`Plan::new`].
 pub fn build(plan: &Plan, words: &mut impl Words) -> u64 {
     let mut next = plan.memory_end;
-    let limit = PRIVATE_BASE + plan.memory_size;
+    let limit = plan.end();
     let mut take = || {
         let table = next;
         next += PAGE_SIZE;
@@ -89,7 +89,9 @@ fn bits(access: Access) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use foraker_abi::layout::{DATA_BASE, FAULT_STACK, IMAGE_BASE, REGISTERS, SUPERVISOR_BASE};
+    use foraker_abi::layout::{
+        DATA_BASE, FAULT_STACK, IMAGE_BASE, MAX_STACK, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    };
     use foraker_abi::note;
     use foraker_image::{Image, Segment};
     use proptest::prelude::*;
@@ -142,14 +144,25 @@ mod tests {
 
     #[test]
     fn what_is_needed_counts_the_tables_for_itself() {
-        // Stack's end is three pages below a large page's: with its tables the memory reaches beyond, for one table more.
-        let image = image(PAGE_SIZE, 5 * PAGE_SIZE, 0x1e_7000);
+        // The heap starts three pages below a large page's end: with its tables the memory reaches beyond, for one table more.
+        let heap = DATA_BASE.next_multiple_of(LARGE_PAGE_SIZE) - 3 * PAGE_SIZE;
+        let image = image(PAGE_SIZE, heap - DATA_BASE, 2 * PAGE_SIZE);
         let Err(crate::MemoryError::TooLittle { needed, .. }) = Plan::new(&image, 128 << 10) else {
             panic!()
         };
-        assert_eq!(needed, LARGE_PAGE_SIZE + 4 * PAGE_SIZE);
+        assert_eq!(needed, 2 * PAGE_SIZE + (heap - REGISTERS) + 7 * PAGE_SIZE);
         assert!(Plan::new(&image, needed).is_ok());
         assert!(Plan::new(&image, needed - PAGE_SIZE).is_err());
+    }
+
+    #[test]
+    fn a_stack_ends_above_the_image() {
+        let plan = Plan::new(&image(PAGE_SIZE, PAGE_SIZE, MAX_STACK), 1 << 30).unwrap();
+        assert_eq!(plan.memory_start, PRIVATE_BASE + PAGE_SIZE);
+        for stack in [MAX_STACK + 1, u64::MAX] {
+            let refused = Plan::new(&image(PAGE_SIZE, PAGE_SIZE, stack), 1 << 30);
+            assert!(matches!(refused, Err(crate::MemoryError::Stack(asked)) if asked == stack));
+        }
     }
 
     proptest! {
@@ -176,7 +189,7 @@ mod tests {
                 }
             }
             // Page 0, the guard below the stack, the tables and the hole around the image are not there.
-            for at in [0, SUPERVISOR_BASE - 1, plan.stack_bottom - 1, plan.memory_end, root, plan.shared_end, PRIVATE_BASE - 1] {
+            for at in [0, SUPERVISOR_BASE - 1, plan.memory_start - 1, plan.memory_end, root, plan.shared_end, PRIVATE_BASE] {
                 prop_assert!(map.walk(root, at).is_none(), "{:#x}", at);
             }
             prop_assert_eq!(map.walk(root, REGISTERS).unwrap().1 & WRITE, 0);

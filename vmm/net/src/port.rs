@@ -333,6 +333,14 @@ impl<'a> Batch<'a> {
         Outcome::Delivered
     }
 
+    /// Delivers a frame from inside the cell, if the guest has more buffers than are kept for what comes from the host.
+    pub(crate) fn deliver_from_neighbour(&mut self, frame: Parts<'_>, now_ns: u64) {
+        let room = self.half.as_mut().is_none_or(|half| half.queue.has_room_for_neighbours());
+        if !room || self.deliver(frame, now_ns) == Outcome::Full {
+            let _ = self.drop_frame(DropReason::RingFull);
+        }
+    }
+
     /// Lists the guest's next buffers, so that a frame can be read straight into them. False if there are not enough,
     /// or the guest has a limit that each frame must pass first.
     pub(crate) fn offer(&mut self, slots: &mut Slots) -> bool {

@@ -78,11 +78,13 @@ pub(crate) enum Delivery {
 pub(crate) struct ReceiveQueue {
     queue: SplitQueue<MappedRing>,
     memory: DeviceMemory,
+    /// Most buffers that the guest has given at a time.
+    most: u16,
 }
 
 impl ReceiveQueue {
     pub(crate) fn new(memory: DeviceMemory, ring: MappedRing, completed: u16) -> Self {
-        ReceiveQueue { queue: SplitQueue::new(ring, completed), memory }
+        ReceiveQueue { queue: SplitQueue::new(ring, completed), memory, most: 0 }
     }
 
     pub(crate) fn completed(&self) -> u16 {
@@ -134,6 +136,15 @@ impl ReceiveQueue {
         unsafe { field.cast::<[u8; 2]>().write_unaligned(count.to_le_bytes()) };
         self.queue.complete(count);
         Ok(Delivery::Done)
+    }
+
+    /// Whether more than a quarter of the buffers that the guest is used to give are free: what its neighbours may not fill, so that a
+    /// flood from one of them does not keep out what comes from the host.
+    pub(crate) fn has_room_for_neighbours(&mut self) -> bool {
+        // A broken index counts as room: the delivery reports it.
+        let Ok(waiting) = self.queue.refresh() else { return true };
+        self.most = self.most.max(waiting);
+        waiting > self.most / 4
     }
 
     /// Lists the next buffers, enough for a frame of any size. False if there are not enough, or too many are needed.

@@ -509,9 +509,7 @@ fn count(n: usize) -> u64 {
 /// Delivers one frame from inside the cell.
 fn deliver(to: &Arc<Port>, frame: Parts<'_>, now_ns: u64, notices: &mut Notices) {
     let mut batch = Batch::begin(to);
-    if batch.deliver(frame, now_ns) == Outcome::Full {
-        let _ = batch.drop_frame(DropReason::RingFull);
-    }
+    batch.deliver_from_neighbour(frame, now_ns);
     batch.finish(notices);
 }
 

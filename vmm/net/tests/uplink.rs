@@ -254,6 +254,29 @@ fn a_guest_that_takes_nothing_holds_others_up_shortly() {
 }
 
 #[test]
+fn a_neighbours_flood_leaves_room_for_the_host() {
+    let mut cell = Cell::new(&[Limits::default(); 2]);
+    let (victim, flooder) = (0, 1);
+    cell.guests[victim].give(128, 2048);
+    let to = (cell.guests[victim].mac, cell.guests[victim].ipv4);
+    let flood = cell.guests[flooder].udp(to, (1, 2), &[7; 64]);
+    for _ in 0..4 {
+        for _ in 0..100 {
+            cell.guests[flooder].send(Header::default(), &flood, &[]);
+        }
+        assert_eq!(cell.transmit(flooder, 0), (100, Served::Drained));
+        cell.guests[flooder].recycle();
+    }
+    let dropped = |cell: &Cell| cell.ports[victim].counters().rx.drops.get(DropReason::RingFull);
+    assert_eq!((cell.ports[victim].counters().rx.frames(), dropped(&cell)), (96, 304));
+    for i in 0..32 {
+        cell.host_sends(victim, &[i; 64]);
+    }
+    assert_eq!(cell.receive(0), Served::Drained);
+    assert_eq!((cell.ports[victim].counters().rx.frames(), dropped(&cell)), (128, 304));
+}
+
+#[test]
 fn limits_drop_or_hold_back() {
     let packets = Limits { tx_packets: Some(100), ..Limits::default() };
     let mut cell = Cell::new(&[

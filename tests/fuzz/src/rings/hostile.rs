@@ -8,8 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use foraker_abi::layout::{
-    BLOCK, BOOT, CONTROL, DATA_BASE, FAULT_STACK, IMAGE_BASE, NET_RX, NET_TX, PAGE_SIZE, PRIVATE_BASE,
-    REGISTERS,
+    BLOCK, BOOT, CONTROL, DATA_BASE, FAULT_STACK, IMAGE_BASE, NET_RX, NET_TX, PAGE_SIZE, REGISTERS,
 };
 use foraker_abi::net::Header;
 use foraker_abi::ring::{AVAIL_OFFSET, DESC_NEXT, DESC_WRITE, QUEUE_SIZE, RING_SIZE, USED_OFFSET};
@@ -82,7 +81,7 @@ pub(super) struct Hostile {
 
 thread_local! {
     static HOSTILE: Hostile = Hostile {
-        private: MmapRegion::new((END - PRIVATE_BASE + 2 * FENCE) as usize).expect("memory"),
+        private: MmapRegion::new((END - REGISTERS + 2 * FENCE) as usize).expect("memory"),
         text: MmapRegion::new((TEXT + 2 * FENCE) as usize).expect("memory"),
         next_descriptor: Cell::new(0),
     };
@@ -91,7 +90,7 @@ thread_local! {
 /// Runs with the guest's memory as new.
 pub(super) fn with(run: impl FnOnce(&Hostile)) {
     HOSTILE.with(|hostile| {
-        hostile.slice(PRIVATE_BASE, END).copy_from(&vec![0_u8; (END - PRIVATE_BASE) as usize]);
+        hostile.slice(REGISTERS, END).copy_from(&vec![0_u8; (END - REGISTERS) as usize]);
         for (place, content) in hostile.canaries() {
             place.copy_from(&content);
         }
@@ -101,7 +100,7 @@ pub(super) fn with(run: impl FnOnce(&Hostile)) {
 
 impl Hostile {
     fn slice(&self, from: u64, to: u64) -> VolatileSlice<'_> {
-        let offset = (from - (PRIVATE_BASE - FENCE)) as usize;
+        let offset = (from - (REGISTERS - FENCE)) as usize;
         self.private.as_volatile_slice().subslice(offset, (to - from) as usize).expect("in memory")
     }
 
@@ -113,7 +112,7 @@ impl Hostile {
         };
         let read_only = |size: u64| vec![READ_ONLY; size as usize];
         [
-            (self.slice(PRIVATE_BASE - FENCE, PRIVATE_BASE), secret(FENCE)),
+            (self.slice(REGISTERS - FENCE, REGISTERS), secret(FENCE)),
             (self.slice(REGISTERS, CONTROL), read_only(CONTROL - REGISTERS)),
             (self.slice(BOOT, NET_RX), read_only(NET_RX - BOOT)),
             (self.slice(BLOCK, FAULT_STACK), read_only(FAULT_STACK - BLOCK)),
@@ -137,10 +136,10 @@ impl Hostile {
 
     pub(super) fn port(&self, number: u8, limits: Limits, rings: RingState) -> PortConfig {
         let (mac, ipv4) = addresses(number);
-        let private = |from: u64, to: u64| window(&self.private, PRIVATE_BASE, from, to);
+        let private = |from: u64, to: u64| window(&self.private, REGISTERS, from, to);
         let readable = vec![
             window(&self.text, IMAGE_BASE, IMAGE_BASE, IMAGE_BASE + TEXT),
-            private(PRIVATE_BASE, FAULT_STACK),
+            private(REGISTERS, FAULT_STACK),
             private(DATA_BASE, END),
         ];
         let writable = vec![private(CONTROL, BOOT), private(NET_RX, BLOCK), private(DATA_BASE, END)];

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use foraker_abi::layout::{DATA_BASE, NET_RX, NET_TX, PRIVATE_BASE};
+use foraker_abi::layout::{DATA_BASE, NET_RX, NET_TX, REGISTERS};
 use foraker_abi::net::{HEADER_SIZE, Header};
 use foraker_abi::ring::{
     AVAIL_OFFSET, DESC_NEXT, DESC_WRITE, NO_INTERRUPT, NO_NOTIFY, QUEUE_SIZE, USED_OFFSET,
@@ -20,7 +20,7 @@ pub const RX_BUFFERS: u64 = DATA_BASE;
 /// Where transmit buffers lie.
 pub const TX_BUFFERS: u64 = DATA_BASE + (8 << 20);
 /// End of the guest's memory.
-pub const END: u64 = PRIVATE_BASE + MEMORY as u64;
+pub const END: u64 = REGISTERS + MEMORY as u64;
 
 /// One guest.
 pub struct Guest {
@@ -63,7 +63,7 @@ impl Guest {
     }
 
     fn windows(&self) -> GuestMemoryMmap {
-        let region = GuestRegionMmap::with_arc(Arc::clone(&self.region), GuestAddress(PRIVATE_BASE));
+        let region = GuestRegionMmap::with_arc(Arc::clone(&self.region), GuestAddress(REGISTERS));
         GuestMemoryMmap::from_regions(vec![region.expect("no overflow")]).expect("one region")
     }
 
@@ -96,7 +96,7 @@ impl Guest {
     }
 
     fn offset(address: u64) -> usize {
-        usize::try_from(address - PRIVATE_BASE).expect("in memory")
+        usize::try_from(address - REGISTERS).expect("in memory")
     }
 
     pub fn word(&self, address: u64) -> &AtomicU16 {

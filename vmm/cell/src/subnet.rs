@@ -1,0 +1,99 @@
+//! The cell's TAP device and subnet: made here, or given.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use foraker_net::{Tap, TapError};
+
+use crate::network::NetworkError;
+
+/// Bytes of an IP packet on the wire.
+pub(crate) const MTU: u16 = 1500;
+/// Frames that wait in the TAP device for a guest.
+const QUEUE: u32 = 4096;
+
+/// Makes a TAP device with the first free subnet, or with the wanted one.
+pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+    for n in 0..=255u8 {
+        let subnet = wanted.unwrap_or((Ipv4Addr::new(10, 99, n, 0), 24));
+        if wanted.is_none() && host_has_address_in(subnet.0, subnet.1) {
+            continue;
+        }
+        // The name is what keeps two cells from taking the same number.
+        let tap = match Tap::create(Some(&format!("fk{n}"))) {
+            Ok(tap) => tap,
+            Err(TapError::NameTaken(_) | TapError::Busy(_)) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let gateway = Ipv4Addr::from_bits(subnet.0.to_bits() + 1);
+        tap.set_mtu(MTU)?;
+        tap.set_queue_length(QUEUE)?;
+        tap.add_ipv4(gateway, subnet.1)?;
+        // A host without IPv6 serves IPv4 all the same.
+        if let Err(e) = tap.add_ipv6(ipv6_of(gateway), 64) {
+            log::info!("no IPv6: {e}");
+        }
+        tap.up()?;
+        return Ok((tap, gateway, subnet.1));
+    }
+    Err(NetworkError::NoSubnet)
+}
+
+pub(crate) fn existing(
+    name: &str,
+    wanted: Option<(Ipv4Addr, u8)>,
+) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+    let tap = Tap::open_existing(name)?;
+    let (gateway, prefix) = match (tap.ipv4()?, wanted) {
+        (Some(own), _) => own,
+        (None, Some((network, prefix))) => {
+            let gateway = Ipv4Addr::from_bits(network.to_bits() + 1);
+            tap.add_ipv4(gateway, prefix)?;
+            (gateway, prefix)
+        }
+        (None, None) => return Err(NetworkError::NoSubnet),
+    };
+    tap.up()?;
+    Ok((tap, gateway, prefix))
+}
+
+/// The IPv6 address that goes with an IPv4 address: unique-local, with the IPv4 address at the end.
+pub(crate) fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = address.octets().map(u16::from);
+    Ipv6Addr::new(0xfd46, 0x4b00, a << 8 | b, c, 0, 0, 0, d)
+}
+
+/// Whether an interface of the host has an address in the subnet.
+fn host_has_address_in(network: Ipv4Addr, prefix: u8) -> bool {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: a valid place for the list's head, which is freed below.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return false;
+    }
+    let mut found = false;
+    let mut at = list;
+    // SAFETY: the list's entries stay valid until it is freed.
+    while let Some(entry) = unsafe { at.as_ref() } {
+        // SAFETY: null or a valid address, whose family says what it is.
+        if let Some(address) = unsafe { entry.ifa_addr.as_ref() }
+            && i32::from(address.sa_family) == libc::AF_INET
+        {
+            // SAFETY: the family is AF_INET, so the address is a `sockaddr_in`.
+            let v4 = unsafe { &*entry.ifa_addr.cast::<libc::sockaddr_in>() };
+            let bits = u32::from_be(v4.sin_addr.s_addr);
+            found |= (bits ^ network.to_bits()) >> (32 - u32::from(prefix)) == 0;
+        }
+        at = entry.ifa_next;
+    }
+    // SAFETY: the list came from `getifaddrs`.
+    unsafe { libc::freeifaddrs(list) };
+    found
+}
+
+/// The host's first IPv4 name server that a guest could reach.
+pub(crate) fn name_server() -> Option<Ipv4Addr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
+    text.lines()
+        .filter_map(|l| l.strip_prefix("nameserver"))
+        .filter_map(|a| a.trim().parse::<Ipv4Addr>().ok())
+        .find(|a| !a.is_loopback())
+}
