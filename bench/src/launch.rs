@@ -45,16 +45,9 @@ impl Cell {
     /// When it cannot be started or writes nothing.
     pub fn launch(&mut self, arguments: &[&str]) -> Result<(Arc<Guest>, Duration)> {
         let spec = GuestSpec {
-            image: Arc::clone(&self.image),
-            name: "bench".to_owned(),
             memory: MEMORY,
-            cores: 1,
             arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
-            environment: Vec::new(),
-            network: None,
-            console_limit: foraker_cell::cell::DEFAULT_CONSOLE,
-            console_prefix: false,
-            immediate: false,
+            ..GuestSpec::new(Arc::clone(&self.image), "bench")
         };
         let start = Instant::now();
         let guest = self.cell.start(&spec)?;

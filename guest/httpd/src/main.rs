@@ -45,12 +45,13 @@ async fn main() -> i32 {
     let config = Config {
         receive_buffer: number("RECEIVE_BUFFER", Config::DEFAULT.receive_buffer),
         send_buffer: number("SEND_BUFFER", Config::DEFAULT.send_buffer),
-        backlog: number("BACKLOG", Config::DEFAULT.backlog),
+        backlog: 0,
     };
     // Three quarters of the heap may go to connections; beside its buffers, one takes about two kibibytes.
     let heap = registers().memory_end.saturating_sub(registers().heap_start) as usize;
     let fitting = heap / 4 * 3 / (config.receive_buffer + config.send_buffer + 2048);
     let most = number("CONNECTIONS", fitting.max(1));
+    let config = Config { backlog: number("BACKLOG", (most / 2).clamp(1, 4096)), ..config };
     let listener = match TcpListener::bind(port, config) {
         Ok(listener) => listener,
         Err(e) => {

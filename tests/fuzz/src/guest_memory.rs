@@ -10,7 +10,7 @@ use foraker_abi::layout::{
 };
 use foraker_abi::note;
 use foraker_image::{Image, Rights, Segment};
-use foraker_memory::{Arena, GuestMemory, MemoryError, Plan, Shared};
+use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Plan, Shared};
 
 use crate::program::Program;
 
@@ -119,7 +119,7 @@ pub fn run(data: &[u8]) {
 impl Cell {
     fn run(&self, memory: u64, program: &mut Program<'_>) {
         let free = self.arena.available();
-        let guest = match GuestMemory::new(&self.arena, &self.image, &self.shared, memory) {
+        let guest = match GuestMemory::new(&self.arena, &self.image, &self.shared, memory, Pages::Small) {
             Ok(guest) => guest,
             Err(MemoryError::TooLittle { needed, .. }) => {
                 assert!(needed > memory & !(PAGE_SIZE - 1));

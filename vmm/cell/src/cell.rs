@@ -12,7 +12,7 @@ use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
 use foraker_machine::{Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
-use foraker_memory::{Arena, GuestMemory, MemoryError};
+use foraker_memory::{Arena, GuestMemory, MemoryError, Pages};
 use foraker_net::Port;
 use foraker_policy::token_bucket::TokenBucket;
 use vmm_sys_util::eventfd::EventFd;
@@ -65,6 +65,8 @@ pub struct GuestSpec {
     pub name: String,
     /// Its memory, bytes.
     pub memory: u64,
+    /// What its heap is backed with.
+    pub pages: Pages,
     /// Its cores.
     pub cores: u32,
     /// Arguments after the name.
@@ -79,6 +81,26 @@ pub struct GuestSpec {
     pub console_prefix: bool,
     /// Each interrupt forces it out.
     pub immediate: bool,
+}
+
+impl GuestSpec {
+    /// A guest with what everybody gets: the memory that its image asks for, one core, no network.
+    #[must_use]
+    pub fn new(image: Arc<LoadedImage>, name: &str) -> GuestSpec {
+        GuestSpec {
+            memory: image.memory(),
+            image,
+            name: name.to_owned(),
+            pages: Pages::Small,
+            cores: 1,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            network: None,
+            console_limit: DEFAULT_CONSOLE,
+            console_prefix: false,
+            immediate: false,
+        }
+    }
 }
 
 /// A guest's share of the network. Rates per second; `None` for no limit.
@@ -299,7 +321,8 @@ impl Cell {
         let worker = self.shared.workers.get(home);
         let _expected = worker.map(WorkerShared::expect);
         let image = &spec.image.image;
-        let memory = Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory)?);
+        let memory =
+            Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory, spec.pages)?);
         let machine = Arc::new(Machine::new(&self.host, &memory)?);
         let mapping = {
             let machine = Arc::clone(&machine);

@@ -31,6 +31,7 @@ mod worker;
 
 pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
 pub use foraker_image::symbols;
+pub use foraker_memory::Pages;
 pub use foraker_net::trace;
 pub use guest::Guest;
 pub use network::Service;

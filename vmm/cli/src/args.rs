@@ -88,6 +88,12 @@ pub(crate) struct GuestOptions {
     /// Memory, such as 16M [default: what the image says, or 16M]
     #[arg(long, short, value_name = "SIZE", value_parser = units::size)]
     pub(crate) memory: Option<u64>,
+    /// Back its heap with pages of 2 MiB: for a guest that is always busy [default: what the image says]
+    #[arg(long, overrides_with = "small_pages")]
+    pub(crate) large_pages: bool,
+    /// Back its heap with pages of 4 KiB: it costs what it touches
+    #[arg(long)]
+    pub(crate) small_pages: bool,
     /// Cores [default: what the image says, or 1]
     #[arg(long, short, value_name = "N")]
     pub(crate) cores: Option<u32>,

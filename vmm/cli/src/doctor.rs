@@ -107,18 +107,7 @@ fn run_a_guest() -> Result<u128, String> {
     let mut cell = Cell::new(&config).map_err(|e| e.to_string())?;
     let started = Instant::now();
     let guest = cell
-        .start(&GuestSpec {
-            image,
-            name: "doctor".to_owned(),
-            memory: 1 << 20,
-            cores: 1,
-            arguments: Vec::new(),
-            environment: Vec::new(),
-            network: None,
-            console_limit: 0,
-            console_prefix: false,
-            immediate: false,
-        })
+        .start(&GuestSpec { memory: 1 << 20, ..GuestSpec::new(image, "doctor") })
         .map_err(|e| e.to_string())?;
     while !guest.has_ended() && started.elapsed().as_secs() < 10 {
         wait_readable(cell.ended().as_raw_fd(), 1000);

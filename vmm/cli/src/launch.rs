@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
+use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages};
 use foraker_publish::Published;
 
 use crate::args::{GuestOptions, Launch, LogLevel, Service};
@@ -23,8 +23,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const TRACE_POINTS: usize = 1 << 20;
 /// Status after a second Ctrl-C.
 const STATUS_FORCED: u8 = 130;
-/// Address space of the arena beyond what the guests need.
-const ARENA_SLACK: u64 = 4 << 20;
+/// Address space of the arena beyond what a guest needs: large pages are aligned.
+const ALIGNMENT: u64 = 2 << 20;
 
 /// Runs `vmm launch`; returns the status of the process.
 pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
@@ -99,7 +99,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     };
     let mut cell = Cell::new(&Config {
         workers: launch.cell.workers.unwrap_or(processors.min(cores)),
-        arena: specs.iter().map(|s| s.memory).fold(ARENA_SLACK, u64::saturating_add),
+        arena: specs.iter().map(|s| s.memory.saturating_add(ALIGNMENT)).fold(ALIGNMENT, u64::saturating_add),
         console: if launch.cell.json { libc::STDERR_FILENO } else { libc::STDOUT_FILENO },
         network,
     })?;
@@ -211,9 +211,11 @@ fn spec(
         environment.push(set.clone());
     }
     let stem = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let name = o.name.clone().or_else(|| stem(o.image())).unwrap_or_else(|| "guest".to_owned());
+    let plain = GuestSpec::new(image, &name);
     Ok(GuestSpec {
-        name: o.name.clone().or_else(|| stem(o.image())).unwrap_or_else(|| "guest".to_owned()),
-        memory: o.memory.or(m.memory).unwrap_or(image.memory()),
+        memory: o.memory.or(m.memory).unwrap_or(plain.memory),
+        pages: if !o.small_pages && (o.large_pages || m.large_pages) { Pages::Large } else { Pages::Small },
         cores: o.cores.or(m.cores).unwrap_or(1),
         arguments: if o.arguments().is_empty() { m.arguments } else { o.arguments().to_vec() },
         environment,
@@ -223,13 +225,10 @@ fn spec(
             tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
             tx_packets: o.tx_packets.or(m.limits.tx_packets),
         }),
-        console_limit: o
-            .console_bandwidth
-            .or(m.limits.console)
-            .unwrap_or(foraker_cell::cell::DEFAULT_CONSOLE),
+        console_limit: o.console_bandwidth.or(m.limits.console).unwrap_or(plain.console_limit),
         console_prefix: several,
         immediate: o.immediate,
-        image,
+        ..plain
     })
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Manifest {
     /// Memory, bytes.
     #[serde(deserialize_with = "size")]
     pub(crate) memory: Option<u64>,
+    /// Whether its heap is backed with pages of 2 MiB.
+    pub(crate) large_pages: bool,
     /// Cores.
     pub(crate) cores: Option<u32>,
     /// Whether it has a network.

@@ -53,13 +53,35 @@ impl Arena {
     /// # Errors
     /// No free range is large enough.
     pub fn allocate(self: &Arc<Self>, size: u64) -> Result<Range, MemoryError> {
+        self.take(size, |_| 0)
+    }
+
+    /// The same, for memory that starts at guest-physical `address`: large pages of the guest are large pages of the host.
+    ///
+    /// # Errors
+    /// No free range is large enough.
+    pub fn allocate_large(self: &Arc<Self>, size: u64, address: u64) -> Result<Range, MemoryError> {
+        let base = self.base as u64;
+        self.take(size, |offset| address.wrapping_sub(base + offset) % LARGE_PAGE_SIZE)
+    }
+
+    /// Takes a range that starts `skip` bytes, a function of the offset, behind the start of a free one.
+    fn take(self: &Arc<Self>, size: u64, skip: impl Fn(u64) -> u64) -> Result<Range, MemoryError> {
         let size = size.next_multiple_of(PAGE_SIZE);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = free.iter_mut().find(|(_, bytes)| *bytes >= size).ok_or(MemoryError::ArenaFull(size))?;
-        let offset = found.0;
-        *found = (found.0 + size, found.1 - size);
-        free.retain(|(_, bytes)| *bytes > 0);
-        Ok(Range { arena: Arc::clone(self), offset, size })
+        let at = free
+            .iter()
+            .position(|(offset, bytes)| bytes.saturating_sub(skip(*offset)) >= size)
+            .ok_or(MemoryError::ArenaFull(size))?;
+        let (offset, bytes) = free.remove(at);
+        let start = offset + skip(offset);
+        let rest = (start + size, offset + bytes - (start + size));
+        for part in [rest, (offset, start - offset)] {
+            if part.1 > 0 {
+                free.insert(at, part);
+            }
+        }
+        Ok(Range { arena: Arc::clone(self), offset: start, size })
     }
 
     fn release(&self, offset: u64, size: u64) {
@@ -161,5 +183,22 @@ mod tests {
         drop((a, c, b));
         assert_eq!(arena.available(), 8 << 20);
         assert_eq!(arena.allocate(8 << 20).unwrap().size(), 8 << 20);
+    }
+
+    #[test]
+    fn large_pages_of_the_guest_are_large_pages_of_the_host() {
+        let arena = Arena::new(16 << 20).unwrap();
+        let before = arena.allocate(5 << 12).unwrap();
+        let address = 0x2010_1000 - (64 << 10);
+        let ranges: Vec<_> = (0..3).map(|_| arena.allocate_large(3 << 20, address).unwrap()).collect();
+        for range in &ranges {
+            assert_eq!((range.as_ptr() as u64).wrapping_sub(address) % LARGE_PAGE_SIZE, 0);
+        }
+        // What was skipped is still there for others.
+        assert_eq!(arena.available(), (16 << 20) - 3 * (3 << 20) - (5 << 12));
+        let small = arena.allocate(1 << 12).unwrap();
+        assert!(small.as_ptr() < ranges[2].as_ptr());
+        drop((before, ranges, small));
+        assert_eq!(arena.allocate(16 << 20).unwrap().size(), 16 << 20);
     }
 }

@@ -25,7 +25,7 @@ pub mod shared;
 pub mod tables;
 
 pub use arena::Arena;
-pub use guest::{GuestMemory, Slot};
+pub use guest::{GuestMemory, Pages, Slot};
 pub use plan::Plan;
 pub use shared::Shared;
 

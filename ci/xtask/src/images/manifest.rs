@@ -28,6 +28,8 @@ pub(crate) struct Manifest {
 struct File {
     program: String,
     memory: Option<String>,
+    #[serde(rename = "large_pages")]
+    _large_pages: Option<bool>,
     cores: Option<u32>,
     #[serde(rename = "network")]
     _network: Option<bool>,
