@@ -11,8 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Socket, Type};
 
-use crate::netns::Namespace;
+use crate::netns::{self, Namespace};
 
 /// The server reads and discards.
 pub const SINK_PORT: u16 = 5001;
@@ -65,18 +66,23 @@ fn source(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Moves bytes one way for `duration` after a warm-up. Returns Gbit/s of payload.
+/// Moves bytes one way for `duration` after a warm-up. Returns Gbit/s of payload. This side's TCP uses `congestion` control, if that is named.
 ///
 /// # Errors
-/// When the connection cannot be made or breaks.
-pub fn measure(server: Ipv4Addr, direction: Direction, duration: Duration) -> Result<f64> {
+/// When the connection cannot be made or breaks, or the kernel does not have the congestion control.
+pub fn measure(
+    server: Ipv4Addr,
+    direction: Direction,
+    congestion: Option<&str>,
+    duration: Duration,
+) -> Result<f64> {
     let port = match direction {
         Direction::ToServer => SINK_PORT,
         Direction::FromServer => SOURCE_PORT,
     };
     let address = SocketAddrV4::new(server, port);
-    let mut stream = TcpStream::connect_timeout(&address.into(), Duration::from_secs(5))
-        .with_context(|| format!("cannot connect to {address}"))?;
+    netns::forget_metrics(server);
+    let mut stream = connect(address, congestion).with_context(|| format!("cannot connect to {address}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     stream.set_write_timeout(Some(Duration::from_secs(2)))?;
     let mut buffer = vec![b'x'; CHUNK];
@@ -105,6 +111,16 @@ pub fn measure(server: Ipv4Addr, direction: Direction, duration: Duration) -> Re
     // Let the other side notice before the next run.
     thread::sleep(Duration::from_millis(20));
     Ok(rate)
+}
+
+fn connect(address: SocketAddrV4, congestion: Option<&str>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    if let Some(name) = congestion {
+        // Before the connection is made: the pacing that one algorithm switches on stays on with the next.
+        socket.set_tcp_congestion(name.as_bytes())?;
+    }
+    socket.connect_timeout(&address.into(), Duration::from_secs(5))?;
+    Ok(socket.into())
 }
 
 /// `struct tcp_info` of Linux, as far as the count of acknowledged bytes (Linux 4.1).

@@ -144,6 +144,13 @@ impl Drop for Namespace {
     }
 }
 
+/// Has the host's TCP forget what it remembers of earlier connections to this address: a new one would start with the window that another
+/// congestion control, or another state of offloads, has left.
+pub fn forget_metrics(address: Ipv4Addr) {
+    // There may be nothing to forget.
+    let _ = Command::new("ip").args(["tcp_metrics", "delete", &address.to_string()]).output();
+}
+
 /// The third byte of a free 10.98.x.0/24, from `from` on.
 fn free_subnet(from: u8) -> Result<u8> {
     let output = Command::new("ip").args(["-o", "-4", "addr", "show"]).output().context(NO_IP)?;

@@ -122,7 +122,7 @@ pub fn bulk(session: &mut Session) -> Result<()> {
         for _ in 0..session.runs {
             for (offload, samples) in [(true, &mut with), (false, &mut without)] {
                 namespace.set_segmentation_offload(offload)?;
-                samples.push(bulk::measure(namespace.address(), direction, session.duration())?);
+                samples.push(bulk::measure(namespace.address(), direction, None, session.duration())?);
             }
         }
         (session.report)(&Figure::absolute("native-bulk", format!("{what}/gso"), "Gbit/s", &with)?)?;

@@ -8,6 +8,9 @@ use crate::network::NetworkError;
 
 /// Bytes of an IP packet on the wire.
 pub(crate) const MTU: u16 = 1500;
+/// What the host's TCP sends to guests with. A sender that estimates the bandwidth of its path and paces itself (BBR) does so with a timer for
+/// each segment, and takes the steps in which guests are served for a slow path; here is no path to be shared with others, and nothing is lost.
+const CONGESTION_CONTROL: &str = "cubic";
 /// Frames that wait in the TAP device for a guest.
 const QUEUE: u32 = 4096;
 
@@ -33,6 +36,9 @@ pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u
             log::info!("no IPv6: {e}");
         }
         tap.up()?;
+        if let Err(e) = tap.set_congestion_control(gateway, subnet.1, CONGESTION_CONTROL) {
+            log::info!("{e}");
+        }
         return Ok((tap, gateway, subnet.1));
     }
     Err(NetworkError::NoSubnet)

@@ -1,26 +1,18 @@
-//! One request of rtnetlink: give an interface an address (RFC 3549; `man 7 rtnetlink`).
+//! Two requests of rtnetlink: give an interface an address, and change the route to its subnet (RFC 3549; `man 7 rtnetlink`).
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Header, `ifaddrmsg`, three attributes.
-const MAX_REQUEST: usize = 96;
+/// Header, `rtmsg` or `ifaddrmsg`, four attributes.
+const MAX_REQUEST: usize = 128;
 
 /// Adds an address to the interface of this index, usable at once.
 ///
 /// # Errors
 /// What the kernel answers: `EEXIST` if the interface has the address, `EPERM` without CAP_NET_ADMIN.
 pub(crate) fn add_address(interface: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
-    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL)
-        .map_err(io::Error::other)?;
-    let mut request: Vec<u8> = Vec::with_capacity(MAX_REQUEST);
-    // nlmsghdr: length (below), type, flags, sequence, port.
-    request.extend([0; 4]);
-    request.extend(libc::RTM_NEWADDR.to_ne_bytes());
-    request.extend(flags.to_ne_bytes());
-    request.extend(1_u32.to_ne_bytes());
-    request.extend(0_u32.to_ne_bytes());
+    let mut request = request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL)?;
     // ifaddrmsg: family, prefix, flags (as an attribute below), scope, interface.
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     request.extend([u8::try_from(family).map_err(io::Error::other)?, prefix, 0, libc::RT_SCOPE_UNIVERSE]);
@@ -34,9 +26,46 @@ pub(crate) fn add_address(interface: u32, address: IpAddr, prefix: u8) -> io::Re
     if address.is_ipv6() {
         attribute(&mut request, libc::IFA_FLAGS, &libc::IFA_F_NODAD.to_ne_bytes())?;
     }
-    let length = u32::try_from(request.len()).map_err(io::Error::other)?;
-    request.splice(..4, length.to_ne_bytes());
-    exchange(&request)
+    exchange(request)
+}
+
+/// Has the host's TCP use this congestion control towards a subnet that is linked to the interface, `source` being its own address there.
+///
+/// # Errors
+/// What the kernel answers: `ENOENT` or `EINVAL` if it does not have the algorithm.
+pub(crate) fn set_congestion_control(
+    interface: u32,
+    (network, prefix): (Ipv4Addr, u8),
+    source: Ipv4Addr,
+    algorithm: &str,
+) -> io::Result<()> {
+    /// An attribute of the route, within `RTA_METRICS` (linux/rtnetlink.h).
+    const RTAX_CC_ALGO: u16 = 16;
+    let mut request = request(libc::RTM_NEWROUTE, libc::NLM_F_REPLACE)?;
+    // rtmsg: family, destination and source bits, TOS, table, protocol, scope, type, flags.
+    let family = u8::try_from(libc::AF_INET).map_err(io::Error::other)?;
+    request.extend([family, prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_KERNEL, libc::RT_SCOPE_LINK]);
+    request.push(libc::RTN_UNICAST);
+    request.extend(0_u32.to_ne_bytes());
+    attribute(&mut request, libc::RTA_DST, &network.octets())?;
+    attribute(&mut request, libc::RTA_PREFSRC, &source.octets())?;
+    attribute(&mut request, libc::RTA_OIF, &interface.to_ne_bytes())?;
+    let mut metrics = Vec::new();
+    attribute(&mut metrics, RTAX_CC_ALGO, algorithm.as_bytes())?;
+    attribute(&mut request, libc::RTA_METRICS, &metrics)?;
+    exchange(request)
+}
+
+/// The start of a request: nlmsghdr with length (set later), type, flags, sequence, port.
+fn request(kind: u16, flags: i32) -> io::Result<Vec<u8>> {
+    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags).map_err(io::Error::other)?;
+    let mut request: Vec<u8> = Vec::with_capacity(MAX_REQUEST);
+    request.extend([0; 4]);
+    request.extend(kind.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    request.extend(1_u32.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    Ok(request)
 }
 
 fn attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) -> io::Result<()> {
@@ -44,11 +73,14 @@ fn attribute(request: &mut Vec<u8>, kind: u16, value: &[u8]) -> io::Result<()> {
     request.extend(length.to_ne_bytes());
     request.extend(kind.to_ne_bytes());
     request.extend(value);
+    request.resize(request.len().next_multiple_of(4), 0);
     Ok(())
 }
 
 /// Sends a request and waits for its acknowledgement.
-fn exchange(request: &[u8]) -> io::Result<()> {
+fn exchange(mut request: Vec<u8>) -> io::Result<()> {
+    let length = u32::try_from(request.len()).map_err(io::Error::other)?;
+    request.splice(..4, length.to_ne_bytes());
     // SAFETY: creates a descriptor; no memory is involved.
     let fd =
         unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };

@@ -306,13 +306,31 @@ impl Tap {
         self.add_address(address.into(), prefix)
     }
 
-    fn add_address(&self, address: IpAddr, prefix: u8) -> Result<(), TapError> {
+    fn index(&self) -> Result<u32, TapError> {
         let request = self.request(Request::new(&self.name), libc::SIOCGIFINDEX, "find the TAP device")?;
-        netlink::add_address(u32::from_ne_bytes(request.get()), address, prefix).map_err(|e| {
-            match e.raw_os_error() {
-                Some(libc::EEXIST) => TapError::AddressTaken(address),
-                _ => os("give the TAP device an address")(e),
-            }
+        Ok(u32::from_ne_bytes(request.get()))
+    }
+
+    /// Has the host's TCP use this congestion control when it sends to the device's subnet. `address` is the host's own there. The device is on.
+    ///
+    /// # Errors
+    /// The kernel refuses; also if it does not have the algorithm.
+    pub fn set_congestion_control(
+        &self,
+        address: Ipv4Addr,
+        prefix: u8,
+        algorithm: &str,
+    ) -> Result<(), TapError> {
+        let host_bits = 32 - u32::from(prefix.min(32));
+        let network = u32::MAX.checked_shl(host_bits).unwrap_or(0) & address.to_bits();
+        netlink::set_congestion_control(self.index()?, (network.into(), prefix), address, algorithm)
+            .map_err(os("choose the congestion control of the TAP device's subnet"))
+    }
+
+    fn add_address(&self, address: IpAddr, prefix: u8) -> Result<(), TapError> {
+        netlink::add_address(self.index()?, address, prefix).map_err(|e| match e.raw_os_error() {
+            Some(libc::EEXIST) => TapError::AddressTaken(address),
+            _ => os("give the TAP device an address")(e),
         })
     }
 

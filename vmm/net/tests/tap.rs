@@ -40,6 +40,9 @@ impl Cell {
         tap.add_ipv4(HOST4, 24).expect("an address");
         tap.add_ipv6(HOST6, 64).expect("an IPv6 address");
         tap.up().expect("up");
+        // The kernel always has this one.
+        tap.set_congestion_control(HOST4, 24, "reno").expect("a congestion control");
+        assert!(tap.set_congestion_control(HOST4, 24, "no-such").is_err());
         assert_eq!(tap.ipv4().expect("readable"), Some((HOST4, 24)));
         let gateway = Gateway { mac: tap.mac().expect("readable"), ipv4: HOST4, ipv6: Some(HOST6) };
         let switch = Arc::new(Switch::new(gateway));
