@@ -83,7 +83,6 @@ const SERVICE_LIMIT: Duration = Duration::from_millis(1);
 const BUDGET: usize = 256;
 /// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
 const RING_LOOKS: u32 = 64;
-const Y: u32 = 16;
 /// Most calls for one guest in a row.
 const CALLS: usize = 4;
 
@@ -493,11 +492,7 @@ impl Network {
                 std::thread::yield_now();
             } else if owed > 0 && burst.last.elapsed() < UPLINK_LOOK {
                 spins += 1;
-                if spins.is_multiple_of(Y) {
-                    std::thread::yield_now();
-                } else {
-                    std::hint::spin_loop();
-                }
+                std::hint::spin_loop();
             } else {
                 spins = 0;
                 if burst.frames > 0 {
