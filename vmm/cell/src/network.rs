@@ -77,8 +77,11 @@ pub enum NetworkError {
 const LOOK: Duration = Duration::from_micros(200);
 /// How long the uplink's thread looks before it sleeps.
 const UPLINK_LOOK: Duration = Duration::from_micros(20);
-/// How long a guest may run without an exit before the uplink takes over.
-const SERVICE_LIMIT: Duration = Duration::from_millis(1);
+/// How long a guest may run without an exit before the uplink takes over. A server that takes some hundred new connections at once needs
+/// a millisecond or two.
+const SERVICE_LIMIT: Duration = Duration::from_millis(4);
+/// From when on a burst without a rest counts as several.
+const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
 /// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
@@ -150,9 +153,9 @@ impl Burst {
         if self.is_long() { 2 * self.largest } else { self.frames }
     }
 
-    /// Without a rest for so long that it counts as one.
+    /// Without a rest for so long that what was seen is reported.
     fn is_long(&self) -> bool {
-        self.last - self.first > SERVICE_LIMIT
+        self.last - self.first > LONG_BURST
     }
 }
 
