@@ -8,7 +8,7 @@ use crate::{process, workspace::Workspace};
 
 /// What each crate of the workspace may use of it, from the bottom to the top. A crate's tests may use whatever
 /// stands above its own line.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     // The contract, and decisions that need neither a clock nor input and output.
     ("foraker-abi", &[]),
     ("foraker-policy", &["foraker-abi"]),
@@ -29,8 +29,9 @@ const LAYERS: [(&str, &[&str]); 13] = [
             "foraker-net",
         ],
     ),
+    ("foraker-supervisor", &["foraker-policy", "foraker-cell"]),
     // The command.
-    ("foraker-vmm", &["foraker-abi", "foraker-cell", "foraker-publish"]),
+    ("foraker-vmm", &["foraker-abi", "foraker-cell", "foraker-publish", "foraker-supervisor"]),
     // The other side of the contract: guests share nothing else with the VMM.
     ("guest-libos", &["foraker-abi"]),
     // Tests of the whole see what a user sees.

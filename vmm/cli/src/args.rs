@@ -31,6 +31,121 @@ pub(crate) enum Command {
     Launch(Box<Launch>),
     /// Say what this host can do, and what to mend.
     Doctor(Doctor),
+    /// Run the supervisor, which holds guests in cells, until it is asked to stop.
+    Serve(Serve),
+    /// Run guests under the supervisor.
+    Run(Box<Run>),
+    /// List the supervisor's guests.
+    Ps(Ps),
+    /// End guests of the supervisor.
+    Stop(Stop),
+    /// Run a cell. For the supervisor alone: its channel is the standard input.
+    #[command(hide = true)]
+    Cell(CellProcess),
+}
+
+/// `vmm serve`.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Processes that run guests; each holds about a thousand at most
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) cells: u8,
+    /// Worker threads of each cell [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// The first cell's subnet, of 16 bits; the next ones follow
+    #[arg(long, value_name = "A.B.0.0", default_value = "10.100.0.0")]
+    pub(crate) first_subnet: Ipv4Addr,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+    /// How much the supervisor says about itself
+    #[arg(long, value_enum, default_value_t = LogLevel::Warn)]
+    pub(crate) log_level: LogLevel,
+}
+
+/// Where the supervisor listens.
+#[derive(Debug, Args)]
+pub(crate) struct Socket {
+    /// Socket of the supervisor [default: /run/vmm.sock, or vmm.sock in $XDG_RUNTIME_DIR]
+    #[arg(long = "socket", value_name = "PATH")]
+    path: Option<PathBuf>,
+}
+
+impl Socket {
+    /// The path asked for, or the usual one.
+    pub(crate) fn path(&self) -> PathBuf {
+        // SAFETY: a system call without arguments that cannot fail.
+        let root = unsafe { libc::geteuid() } == 0;
+        let usual = || {
+            let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !root);
+            own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join("vmm.sock")
+        };
+        self.path.clone().unwrap_or_else(usual)
+    }
+}
+
+/// `vmm run`.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) count: u64,
+    /// When one comes back after its end: no, on-failure, always
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    pub(crate) restart: String,
+    /// Do not wait until they run
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+    #[command(flatten)]
+    pub(crate) guest: GuestOptions,
+}
+
+/// `vmm ps`.
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Print one JSON object for each
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List cells instead of guests
+    #[arg(long)]
+    pub(crate) cells: bool,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm stop`.
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// Ids of the guests
+    #[arg(value_name = "ID", required_unless_present = "all")]
+    pub(crate) ids: Vec<u64>,
+    /// All guests
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) all: bool,
+    /// End them without asking
+    #[arg(long)]
+    pub(crate) kill: bool,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm cell`.
+#[derive(Debug, Args)]
+pub(crate) struct CellProcess {
+    /// Its number
+    #[arg(long)]
+    pub(crate) number: usize,
+    /// Its subnet
+    #[arg(long, value_parser = subnet)]
+    pub(crate) subnet: (Ipv4Addr, u8),
+    /// Worker threads
+    #[arg(long)]
+    pub(crate) workers: usize,
+    /// How much it says about itself
+    #[arg(long, value_enum)]
+    pub(crate) log_level: LogLevel,
 }
 
 /// `vmm launch`.
@@ -195,6 +310,20 @@ pub(crate) enum LogLevel {
     Debug,
     /// Everything
     Trace,
+}
+
+impl LogLevel {
+    /// The same in the words of the `log` crate.
+    pub(crate) fn filter(self) -> log::LevelFilter {
+        match self {
+            LogLevel::Off => log::LevelFilter::Off,
+            LogLevel::Error => log::LevelFilter::Error,
+            LogLevel::Warn => log::LevelFilter::Warn,
+            LogLevel::Info => log::LevelFilter::Info,
+            LogLevel::Debug => log::LevelFilter::Debug,
+            LogLevel::Trace => log::LevelFilter::Trace,
+        }
+    }
 }
 
 /// Why a command line is not carried out.

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages};
 use foraker_publish::Published;
 
-use crate::args::{GuestOptions, Launch, LogLevel, Service};
+use crate::args::{GuestOptions, Launch, Service};
 use crate::report::{NetworkReport, Report};
 use crate::signals::Signals;
 use crate::{logger, manifest, report};
@@ -29,14 +29,7 @@ const ALIGNMENT: u64 = 2 << 20;
 /// Runs `vmm launch`; returns the status of the process.
 pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let started = Instant::now();
-    logger::start(match launch.cell.log_level {
-        LogLevel::Off => log::LevelFilter::Off,
-        LogLevel::Error => log::LevelFilter::Error,
-        LogLevel::Warn => log::LevelFilter::Warn,
-        LogLevel::Info => log::LevelFilter::Info,
-        LogLevel::Debug => log::LevelFilter::Debug,
-        LogLevel::Trace => log::LevelFilter::Trace,
-    });
+    logger::start(launch.cell.log_level.filter());
     let signals = Signals::take().context("cannot take over signals")?;
     let all: Vec<_> = std::iter::once(&launch.first).chain(&launch.more).collect();
     let mut images = HashMap::new();
@@ -189,7 +182,7 @@ fn wait(cell: &Cell, guests: &[Arc<Guest>], signals: &Signals, deadline: Option<
 }
 
 /// What a guest gets: the command line first, then the image's manifest, then its note.
-fn spec(
+pub(crate) fn spec(
     o: &GuestOptions,
     several: bool,
     images: &mut HashMap<PathBuf, Arc<LoadedImage>>,

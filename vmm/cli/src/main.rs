@@ -6,6 +6,7 @@ mod launch;
 mod logger;
 mod manifest;
 mod report;
+mod serve;
 mod signals;
 mod units;
 
@@ -31,6 +32,11 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Launch(launch) => launch::run(&launch),
         Command::Doctor(doctor) => doctor::run(&doctor),
+        Command::Serve(serve) => serve::run(&serve),
+        Command::Run(run) => serve::run_guests(&run),
+        Command::Ps(ps) => serve::list(&ps),
+        Command::Stop(stop) => serve::stop(&stop),
+        Command::Cell(cell) => serve::run_cell(&cell),
     };
     match result {
         Ok(status) => ExitCode::from(status),

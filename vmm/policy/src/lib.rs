@@ -1,4 +1,6 @@
 //! Policy as pure code: no I/O, no clock, no thread.
 
+pub mod placement;
+pub mod restart;
 pub mod ring_service;
 pub mod token_bucket;

@@ -1,0 +1,207 @@
+//! The supervisor and its cells, through the real command.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use foraker_tests::bounds::{eventually, seconds};
+use foraker_tests::http;
+use foraker_tests::launch::{Ended, Running, image};
+use serde::Deserialize;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A line of `vmm ps --json`.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    id: u64,
+    name: String,
+    phase: String,
+    cell: usize,
+    ipv4: Option<std::net::Ipv4Addr>,
+    restarts: u32,
+}
+
+/// A supervisor with a socket of its own.
+struct Serve {
+    running: Running,
+    socket: PathBuf,
+}
+
+fn socket(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("foraker-{}-{name}.sock", std::process::id()))
+}
+
+fn serve(socket: &Path, cells: usize, subnet: &str) -> Running {
+    let (cells, path) = (cells.to_string(), socket.display().to_string());
+    let subnet = format!("{subnet}.0.0");
+    Running::start(&["serve", "--cells", &cells, "--first-subnet", &subnet, "--socket", &path])
+}
+
+fn ask(socket: &Path, arguments: &[&str]) -> Ended {
+    let mut all = arguments.to_vec();
+    let path = socket.display().to_string();
+    all.splice(1..1, ["--socket", &path]);
+    Running::start(&all).wait(LIMIT)
+}
+
+impl Serve {
+    fn start(name: &str, cells: usize, subnet: &str) -> Serve {
+        let socket = socket(name);
+        let running = serve(&socket, cells, subnet);
+        let up = eventually(seconds(10), || ask(&socket, &["ps"]).status == 0);
+        assert!(up, "{} {}", running.stdout(), running.stderr());
+        Serve { running, socket }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Ended {
+        ask(&self.socket, arguments)
+    }
+
+    fn guests(&self) -> Vec<Listed> {
+        let ended = self.ask(&["ps", "--json"]);
+        assert_eq!(ended.status, 0, "{ended}");
+        ended.stdout.lines().map(|line| serde_json::from_str(line).expect("a guest")).collect()
+    }
+
+    /// Processes of the cells.
+    fn cells(&self) -> Vec<i32> {
+        let ended = self.ask(&["ps", "--cells"]);
+        let process = |line: &str| line.split_whitespace().nth(1).and_then(|p| p.parse().ok());
+        ended.stdout.lines().skip(1).filter_map(process).collect()
+    }
+
+    fn stop(mut self) -> Ended {
+        self.running.note_devices();
+        self.running.signal(libc::SIGTERM);
+        // Asserts that no process and no device is left.
+        let ended = self.running.wait(LIMIT);
+        assert!(!self.socket.exists(), "the socket is left behind");
+        ended
+    }
+}
+
+fn web(guest: &Listed) -> SocketAddr {
+    SocketAddr::from((guest.ipv4.expect("an address"), 80))
+}
+
+const WEB: [&str; 5] = ["--small-pages", "-m", "2M", "--name", "web"];
+
+#[test]
+fn guests_run_are_listed_and_stop() {
+    let serve = Serve::start("list", 2, "10.110");
+    let (hello, httpd) = (image("hello").display().to_string(), image("httpd").display().to_string());
+    let one = serve.ask(&["run", &hello]);
+    assert_eq!((one.status, one.stdout.trim()), (0, "1"), "{one}");
+    let more = serve.ask(&[&["run", "--count", "4"], &WEB[..], &[&httpd]].concat());
+    assert_eq!((more.status, more.stdout.trim()), (0, "2..5"), "{more}");
+    let guests = serve.guests();
+    assert_eq!(guests.iter().map(|g| g.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    let webs: Vec<_> = guests.iter().filter(|g| g.name.starts_with("web-")).collect();
+    assert_eq!(webs.len(), 4, "{guests:?}");
+    for cell in 0..2 {
+        assert_eq!(webs.iter().filter(|g| g.cell == cell).count(), 2, "evenly spread: {guests:?}");
+    }
+    for guest in &webs {
+        assert_eq!(guest.phase, "running");
+        http::wait_until_serving(web(guest), seconds(10));
+    }
+    let stopped = serve.ask(&["stop", "2", "3"]);
+    assert_eq!(stopped.stdout.trim(), "2", "{stopped}");
+    let ended = eventually(seconds(10), || {
+        serve.guests().iter().filter(|g| [2, 3].contains(&g.id)).all(|g| g.phase == "exit 0")
+    });
+    assert!(ended, "{:?}", serve.guests());
+    let again = serve.ask(&["stop", "2"]);
+    assert!(again.status == 125 && again.stderr.contains("ended already"), "{again}");
+    let ended = serve.stop();
+    assert_eq!(ended.status, 0, "{ended}");
+    assert!(ended.stdout.contains("hello| hello from hello"), "{ended}");
+}
+
+#[test]
+fn a_killed_cell_takes_only_its_own_guests_and_they_come_back() {
+    let serve = Serve::start("kill", 2, "10.112");
+    let httpd = image("httpd").display().to_string();
+    let run = serve.ask(&[&["run", "--count", "6", "--restart", "on-failure"], &WEB[..], &[&httpd]].concat());
+    assert_eq!(run.status, 0, "{run}");
+    let before = serve.guests();
+    for guest in &before {
+        http::wait_until_serving(web(guest), seconds(10));
+    }
+    let cells = serve.cells();
+    assert_eq!(cells.len(), 2);
+    let neighbour = before.iter().find(|g| g.cell == 1).expect("one on the other cell");
+    let killed = std::time::Instant::now();
+    // SAFETY: ends a process that this test's supervisor has started.
+    assert_eq!(unsafe { libc::kill(cells[0], libc::SIGKILL) }, 0);
+    // The others never notice.
+    for _ in 0..20 {
+        assert_eq!(http::get(web(neighbour), "/hello.txt").expect("an answer").status, 200);
+    }
+    let back = eventually(seconds(10), || {
+        let now = serve.guests();
+        now.iter().all(|g| g.phase == "running" && (g.cell == 1 || g.restarts == 1))
+    });
+    println!("back after {:?}", killed.elapsed());
+    let after = serve.guests();
+    assert!(back, "{after:?}");
+    for (old, new) in before.iter().zip(&after) {
+        assert_eq!((old.id, old.ipv4, old.cell), (new.id, new.ipv4, new.cell), "the same place and address");
+        assert_eq!(new.restarts, u32::from(new.cell == 0), "{new:?}");
+        http::wait_until_serving(web(new), seconds(10));
+    }
+    assert_eq!(serve.stop().status, 0);
+}
+
+#[test]
+fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
+    let mut first = Serve::start("twice", 1, "10.114");
+    let second = serve(&first.socket, 1, "10.115").wait(LIMIT);
+    assert_eq!(second.status, 125, "{second}");
+    assert!(second.stderr.contains("a supervisor runs already"), "{second}");
+    // Its cells end by themselves: `wait` asserts that nothing of it is left but the socket.
+    first.running.note_devices();
+    first.running.signal(libc::SIGKILL);
+    assert_eq!(first.running.wait(LIMIT).status, 128 + 9);
+    assert!(first.socket.exists());
+    let third = Serve::start("twice", 1, "10.116");
+    assert_eq!(third.stop().status, 0);
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_line() {
+    let hello = image("hello").display().to_string();
+    let nobody = ask(&socket("nobody"), &["run", &hello]);
+    assert_eq!(nobody.status, 125, "{nobody}");
+    assert!(nobody.stderr.contains("start one with `vmm serve`"), "{nobody}");
+    let file = std::env::temp_dir().join(format!("foraker-{}-file", std::process::id()));
+    std::fs::write(&file, "precious").expect("a file");
+    let taken = serve(&file, 1, "10.118").wait(LIMIT);
+    assert_eq!(taken.status, 125, "{taken}");
+    assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
+    std::fs::remove_file(&file).expect("removed");
+
+    let serve = Serve::start("errors", 1, "10.119");
+    for (arguments, expected) in [
+        (vec!["run", "--restart", "sometimes", &hello], "choose no, on-failure or always"),
+        (vec!["run", "--count", "0", &hello], "choose 1 to"),
+        (vec!["run", "/nowhere"], "/nowhere"),
+        (vec!["stop", "77"], "not there"),
+        (vec!["run", "-p", "8080:80", &hello], "publishes no ports"),
+    ] {
+        let ended = serve.ask(&arguments);
+        assert_eq!(ended.status, 125, "{arguments:?}: {ended}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{arguments:?}: {ended}");
+        assert!(ended.stderr.contains(expected), "{arguments:?}: {ended}");
+    }
+    // What only the cell finds out stands in the list.
+    let small = serve.ask(&["run", "-m", "64K", &hello]);
+    assert_eq!(small.status, 0, "{small}");
+    let guests = serve.guests();
+    assert!(
+        guests.iter().any(|g| g.phase.starts_with("refused: ") && g.phase.contains("at least")),
+        "{guests:?}"
+    );
+    assert_eq!(serve.stop().status, 0);
+}

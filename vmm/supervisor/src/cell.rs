@@ -1,0 +1,164 @@
+//! A cell's side of the channel: guests are started and stopped as the supervisor asks, and it hears how they end.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use foraker_cell::cell::CellError;
+use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
+
+use crate::channel::{Ended, FromCell, Order, ToCell, receive, send};
+
+/// How long guests may take to end themselves when the supervisor has gone.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How a cell is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Worker threads.
+    pub workers: usize,
+    /// IPv4 subnet: network address and prefix bits.
+    pub subnet: (Ipv4Addr, u8),
+    /// Address space for guests' memory, bytes.
+    pub arena: u64,
+}
+
+/// What the threads of the process share.
+struct State {
+    cell: Mutex<Cell>,
+    guests: Mutex<HashMap<u64, Arc<Guest>>>,
+    channel: Mutex<UnixStream>,
+}
+
+impl State {
+    /// A cell whose supervisor has gone ends by itself, so that what cannot be said need not be said.
+    fn say(&self, message: &FromCell) {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = send(&mut *channel, message) {
+            log::debug!("the supervisor is gone: {e}");
+        }
+    }
+}
+
+/// Runs a cell until the supervisor closes the channel.
+///
+/// # Errors
+/// The cell cannot be made, or the channel breaks.
+pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> {
+    let network = NetworkConfig { subnet: Some(options.subnet), ..NetworkConfig::default() };
+    let config = Config {
+        workers: options.workers,
+        arena: options.arena,
+        console: libc::STDOUT_FILENO,
+        network: Some(network),
+    };
+    let cell = Cell::new(&config)?;
+    let tap = cell.network().map(|(name, ..)| name);
+    let ended = cell.ended().try_clone().map_err(|e| CellError::Os("cannot watch guests", e))?;
+    let writer = channel.try_clone().map_err(|e| CellError::Os("cannot copy a descriptor", e))?;
+    let state =
+        Arc::new(State { cell: Mutex::new(cell), guests: Mutex::default(), channel: Mutex::new(writer) });
+    state.say(&FromCell::Ready { tap });
+    let watcher = Arc::clone(&state);
+    std::thread::Builder::new()
+        .name("ends".to_owned())
+        .spawn(move || {
+            // The event is read with a wait: it was made non-blocking for those who poll.
+            while wait_readable(&ended) {
+                let _ = ended.read();
+                report_ends(&watcher);
+            }
+        })
+        .map_err(|e| CellError::Os("cannot start a thread", e))?;
+    let mut images = HashMap::new();
+    let end = loop {
+        match receive(&mut channel) {
+            Ok(Some(ToCell::Start(orders))) => {
+                for (id, order) in orders {
+                    match start(&state, &mut images, &order) {
+                        Ok(guest) => {
+                            let ipv4 = guest.port.as_ref().map(|p| p.ipv4());
+                            state.guests.lock().unwrap_or_else(PoisonError::into_inner).insert(id, guest);
+                            state.say(&FromCell::Started { id, ipv4 });
+                        }
+                        Err(e) => {
+                            state.say(&FromCell::Ended { id, end: Ended::Refused(e.to_string()) });
+                        }
+                    }
+                }
+                // A guest may have ended before it stood in the table.
+                report_ends(&state);
+            }
+            Ok(Some(ToCell::Stop { ids, kill })) => {
+                let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+                let stopped: Vec<_> = ids.iter().filter_map(|id| guests.get(id).cloned()).collect();
+                drop(guests);
+                for guest in stopped {
+                    if kill {
+                        guest.finish(End::Killed("it was killed".to_owned()));
+                    } else {
+                        guest.ask_to_stop();
+                    }
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(e) => break Err(CellError::Os("the supervisor's channel", e)),
+        }
+    };
+    let guests: Vec<_> =
+        state.guests.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+    guests.iter().for_each(|g| g.ask_to_stop());
+    let since = Instant::now();
+    while since.elapsed() < GRACE && !guests.iter().all(|g| g.has_ended()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    state.cell.lock().unwrap_or_else(PoisonError::into_inner).stop();
+    end
+}
+
+fn start(
+    state: &State,
+    images: &mut HashMap<PathBuf, (Option<SystemTime>, Arc<LoadedImage>)>,
+    order: &Order,
+) -> Result<Arc<Guest>, CellError> {
+    // Guests of one image share it, until its file changes.
+    let changed = std::fs::metadata(&order.image).and_then(|m| m.modified()).ok();
+    let image = match images.get(&order.image) {
+        Some((of, image)) if *of == changed && changed.is_some() => Arc::clone(image),
+        _ => {
+            let image = LoadedImage::open(&order.image)?;
+            images.insert(order.image.clone(), (changed, Arc::clone(&image)));
+            image
+        }
+    };
+    state.cell.lock().unwrap_or_else(PoisonError::into_inner).start(&order.spec(image))
+}
+
+/// Tells of every guest that has ended, and forgets it.
+fn report_ends(state: &State) {
+    let mut guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+    let gone: Vec<_> = guests.extract_if(|_, guest| guest.has_ended()).collect();
+    drop(guests);
+    for (id, guest) in gone {
+        let end = guest.end().map_or(Ended::CellDied, Ended::from);
+        // Its memory and its machine are given back before the supervisor hears of it, and counts on them.
+        state.cell.lock().unwrap_or_else(PoisonError::into_inner).forget(&guest);
+        drop(guest);
+        state.say(&FromCell::Ended { id, end });
+    }
+}
+
+fn wait_readable(event: &impl std::os::fd::AsRawFd) -> bool {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: one valid structure for the call.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return ready > 0;
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Messages over a stream: a length of four bytes (little-endian), then JSON. Both ends are of the same binary.
+
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Longest message, bytes: room for the list of a cell's guests.
+pub const MAX_MESSAGE: usize = 64 << 20;
+
+/// A guest to start: everything that is known of it besides its image's content.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Its image's file.
+    pub image: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// Its memory, bytes.
+    pub memory: u64,
+    /// Whether its heap is backed with large pages.
+    pub large_pages: bool,
+    /// Its cores.
+    pub cores: u32,
+    /// Arguments after the name.
+    pub arguments: Vec<String>,
+    /// Environment, as `NAME=value`.
+    pub environment: Vec<String>,
+    /// Its network, if it has one.
+    pub network: Option<NetworkOrder>,
+    /// Console bytes per second.
+    pub console_limit: u64,
+}
+
+/// A guest's network. Rates per second.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetworkOrder {
+    /// Its address, if it must have this one.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Bytes received.
+    pub rx_bytes: Option<u64>,
+    /// Bytes sent.
+    pub tx_bytes: Option<u64>,
+    /// Frames sent.
+    pub tx_packets: Option<u64>,
+}
+
+impl Order {
+    /// What a cell would need to start `spec`; None if its image is no file.
+    #[must_use]
+    pub fn of(spec: &GuestSpec) -> Option<Order> {
+        Some(Order {
+            image: spec.image.path()?.to_path_buf(),
+            name: spec.name.clone(),
+            memory: spec.memory,
+            large_pages: spec.pages == Pages::Large,
+            cores: spec.cores,
+            arguments: spec.arguments.clone(),
+            environment: spec.environment.clone(),
+            network: spec.network.as_ref().map(|n| NetworkOrder {
+                ipv4: n.ipv4,
+                rx_bytes: n.rx_bytes,
+                tx_bytes: n.tx_bytes,
+                tx_packets: n.tx_packets,
+            }),
+            console_limit: spec.console_limit,
+        })
+    }
+
+    /// The guest to start, with its image loaded.
+    #[must_use]
+    pub fn spec(&self, image: Arc<LoadedImage>) -> GuestSpec {
+        GuestSpec {
+            memory: self.memory,
+            pages: if self.large_pages { Pages::Large } else { Pages::Small },
+            cores: self.cores,
+            arguments: self.arguments.clone(),
+            environment: self.environment.clone(),
+            network: self.network.as_ref().map(|n| NetworkSpec {
+                ipv4: n.ipv4,
+                rx_bytes: n.rx_bytes,
+                tx_bytes: n.tx_bytes,
+                tx_packets: n.tx_packets,
+            }),
+            console_limit: self.console_limit,
+            console_prefix: true,
+            ..GuestSpec::new(image, &self.name)
+        }
+    }
+}
+
+/// What the supervisor tells a cell.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToCell {
+    /// Start guests: their ids and orders.
+    Start(Vec<(u64, Order)>),
+    /// Ask guests to end, or end them.
+    Stop {
+        /// Which.
+        ids: Vec<u64>,
+        /// Do not ask.
+        kill: bool,
+    },
+}
+
+/// What a cell tells the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromCell {
+    /// It is there, with its TAP device.
+    Ready {
+        /// Name of the TAP device.
+        tap: Option<String>,
+    },
+    /// A guest runs.
+    Started {
+        /// Which.
+        id: u64,
+        /// Its address.
+        ipv4: Option<Ipv4Addr>,
+    },
+    /// A guest has ended, or could not be started.
+    Ended {
+        /// Which.
+        id: u64,
+        /// How.
+        end: Ended,
+    },
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// By itself, with this status.
+    Exit(u64),
+    /// By a fault: what kind.
+    Fault(String),
+    /// Somebody or a limit ended it: why.
+    Killed(String),
+    /// It could not be started: why.
+    Refused(String),
+    /// Its cell died.
+    CellDied,
+}
+
+impl From<&End> for Ended {
+    fn from(end: &End) -> Ended {
+        match end {
+            End::Exited(status) => Ended::Exit(*status),
+            End::Faulted(fault) => {
+                let (mnemonic, name) = fault.cause.name();
+                Ended::Fault(format!("{name} ({mnemonic}) at {:#x}", fault.rip))
+            }
+            End::Killed(why) => Ended::Killed(why.clone()),
+        }
+    }
+}
+
+/// Sends a message.
+///
+/// # Errors
+/// The other side is gone.
+pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, message).map_err(io::Error::other)?;
+    let length = bytes.len() - 4;
+    if length > MAX_MESSAGE {
+        return Err(io::Error::other("a message is too long"));
+    }
+    let header = u32::try_from(length).map_err(io::Error::other)?.to_le_bytes();
+    bytes.splice(..4, header);
+    to.write_all(&bytes)
+}
+
+/// Receives a message. None when the other side has closed the stream between two of them.
+///
+/// # Errors
+/// The stream broke, or what came is no message.
+pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    let mut header = [0; 4];
+    match from.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    let length = u32::from_le_bytes(header) as usize;
+    if length > MAX_MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
+    }
+    // Grows with what really comes, whatever the header claims.
+    let mut bytes = Vec::new();
+    from.take(length as u64).read_to_end(&mut bytes)?;
+    if bytes.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_one_by_one() {
+        let mut stream = Vec::new();
+        send(&mut stream, &ToCell::Stop { ids: vec![1, 2], kill: true }).unwrap();
+        send(&mut stream, &FromCell::Ended { id: 7, end: Ended::Exit(3) }).unwrap();
+        let mut from = stream.as_slice();
+        let first: Option<ToCell> = receive(&mut from).unwrap();
+        assert!(matches!(first, Some(ToCell::Stop { ids, kill: true }) if ids == [1, 2]));
+        let second: Option<FromCell> = receive(&mut from).unwrap();
+        assert!(matches!(second, Some(FromCell::Ended { id: 7, end: Ended::Exit(3) })));
+        assert!(receive::<ToCell>(&mut from).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        for bytes in [&b"\x05\0\0\0{}"[..], b"\xff\xff\xff\xff", b"\x02\0\0\0no", b"\x03\0\0\0{} "] {
+            assert!(receive::<ToCell>(&mut &bytes[..]).is_err(), "{bytes:?}");
+        }
+    }
+}

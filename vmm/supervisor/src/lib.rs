@@ -1,0 +1,24 @@
+//! The supervisor: a process that runs no guest, and the cells that it starts.
+//!
+//! ```text
+//!   client --control socket--> supervisor --channel--> cell (a process): guests
+//!                                   \------channel--> cell ...
+//! ```
+//!
+//! - [`channel`]: messages over a stream, and what they say.
+//! - [`cell`]: the cell's side: carries out what the supervisor asks, and says how guests end.
+//! - [`supervisor`]: keeps the list of guests, places them on cells, restarts cells that die and, as their policy says, their guests.
+//! - [`control`]: the socket on which clients ask, and their side of it.
+//!
+//! A cell that dies takes only its own guests with it. Which cell a guest is on, and whether it comes back, is decided by pure code in
+//! `foraker-policy`.
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod cell;
+pub mod channel;
+pub mod control;
+pub mod supervisor;
+
+pub use channel::{Ended, Order};
+pub use control::{Listed, Reply, Request};
+pub use supervisor::{Config, Supervisor};
