@@ -46,6 +46,7 @@ pub mod netns;
 pub mod process;
 pub mod stats;
 pub mod suites;
+pub mod supervisor;
 pub mod targets;
 pub mod trace;
 pub mod wrk;

@@ -119,6 +119,20 @@ fn used_kib() -> Result<i64> {
     Ok(machine.get("MemTotal")? - free - caches - processes + own)
 }
 
+/// KiB that the whole machine has in use, processes included, once it no longer changes much.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn machine_kib() -> Result<i64> {
+    thread::sleep(Duration::from_millis(300));
+    fs::read("/proc/sys/vm/stat_refresh")
+        .context("/proc/sys/vm/stat_refresh (memory is measured as root)")?;
+    let machine = Fields::read("/proc/meminfo")?;
+    let free = machine.get("MemFree")? + private_lists_kib()?;
+    let caches = machine.get("Buffers")? + machine.get("Cached")? - machine.get("Shmem")?;
+    Ok(machine.get("MemTotal")? - free - caches)
+}
+
 /// KiB of free pages in the processors' private lists.
 fn private_lists_kib() -> Result<i64> {
     let zones = fs::read_to_string("/proc/zoneinfo").context("/proc/zoneinfo")?;

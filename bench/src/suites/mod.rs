@@ -15,6 +15,7 @@ pub mod exit;
 pub mod http;
 pub mod launch;
 pub mod path;
+pub mod storm;
 
 /// What a benchmark is given.
 #[derive(Debug)]
@@ -91,6 +92,13 @@ pub const SUITES: &[Suite] = &[
         id: "D3",
         about: "HTTP requests per second by size of the document",
         run: documents::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "storm",
+        about: "10,000 guests started by one request; and `density`: the memory of each, processes included",
+        run: storm::run,
         guests: true,
         network: true,
     },

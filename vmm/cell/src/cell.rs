@@ -312,13 +312,25 @@ impl Cell {
     /// # Errors
     /// The memory is too little for the image, the host has no more machines to give, or a setting is out of range.
     pub fn start(&self, spec: &GuestSpec) -> Result<Arc<Guest>, CellError> {
+        self.start_on(spec, true)
+    }
+
+    /// Starts a guest of many: no worker is kept awake for it, which would take the processor from the start of the next.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_of_many(&self, spec: &GuestSpec) -> Result<Arc<Guest>, CellError> {
+        self.start_on(spec, false)
+    }
+
+    fn start_on(&self, spec: &GuestSpec, alone: bool) -> Result<Arc<Guest>, CellError> {
         let most = self.host.max_cores().min(layout::MAX_CORES as usize);
         if spec.cores == 0 || spec.cores as usize > most {
             return Err(CellError::Setting(format!("{} cores: choose 1 to {most}", spec.cores)));
         }
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
-        let worker = self.shared.workers.get(home);
+        let worker = self.shared.workers.get(home).filter(|_| alone);
         let _expected = worker.map(WorkerShared::expect);
         let image = &spec.image.image;
         let memory =

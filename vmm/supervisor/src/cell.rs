@@ -78,8 +78,9 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
     let end = loop {
         match receive(&mut channel) {
             Ok(Some(ToCell::Start(orders))) => {
+                let alone = orders.len() == 1;
                 for (id, order) in orders {
-                    match start(&state, &mut images, &order) {
+                    match start(&state, &mut images, &order, alone) {
                         Ok(guest) => {
                             let ipv4 = guest.port.as_ref().map(|p| p.ipv4());
                             state.guests.lock().unwrap_or_else(PoisonError::into_inner).insert(id, guest);
@@ -124,6 +125,7 @@ fn start(
     state: &State,
     images: &mut HashMap<PathBuf, (Option<SystemTime>, Arc<LoadedImage>)>,
     order: &Order,
+    alone: bool,
 ) -> Result<Arc<Guest>, CellError> {
     // Guests of one image share it, until its file changes.
     let changed = std::fs::metadata(&order.image).and_then(|m| m.modified()).ok();
@@ -135,7 +137,9 @@ fn start(
             image
         }
     };
-    state.cell.lock().unwrap_or_else(PoisonError::into_inner).start(&order.spec(image))
+    let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
+    let spec = order.spec(image);
+    if alone { cell.start(&spec) } else { cell.start_of_many(&spec) }
 }
 
 /// Tells of every guest that has ended, and forgets it.
