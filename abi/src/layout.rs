@@ -22,7 +22,7 @@ pub const PAGE_SIZE: u64 = 4096;
 pub const LARGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// Start of the supervisor pages (not visible to the guest).
-pub const SUPERVISOR_BASE: u64 = 0x1f_0000;
+pub const SUPERVISOR_BASE: u64 = 0x20_0000;
 /// Interrupt descriptor table: 32 gates of 16 bytes.
 pub const IDT: u64 = SUPERVISOR_BASE;
 /// Global descriptor table: null, kernel code, kernel data, user data, user code.
@@ -42,8 +42,8 @@ pub const TASK_STATE_SIZE: u64 = 128;
 /// End of the supervisor pages in use.
 pub const SUPERVISOR_END: u64 = SUPERVISOR_BASE + 0x4000;
 
-/// Where an image's text starts.
-pub const IMAGE_BASE: u64 = 0x20_0000;
+/// Where an image's text starts: close to the supervisor pages, so that one page table serves both.
+pub const IMAGE_BASE: u64 = 0x21_0000;
 /// End of what an image's text and read-only data may fill. A guest's own memory starts above, where its stack ends.
 pub const PRIVATE_BASE: u64 = 0x1000_0000;
 
@@ -91,7 +91,8 @@ pub const USER_DATA: u16 = 0x1b;
 pub const USER_CODE: u16 = 0x23;
 
 const _: () = {
-    assert!(IMAGE_BASE.is_multiple_of(LARGE_PAGE_SIZE) && PRIVATE_BASE.is_multiple_of(LARGE_PAGE_SIZE));
+    assert!(IMAGE_BASE / LARGE_PAGE_SIZE == SUPERVISOR_BASE / LARGE_PAGE_SIZE);
+    assert!(PRIVATE_BASE.is_multiple_of(LARGE_PAGE_SIZE));
     assert!((REGISTERS / PAGE_SIZE) % 8 == 1);
     // A stack of usual size shares its page table with them.
     assert!(REGISTERS % LARGE_PAGE_SIZE >= 1 << 20);

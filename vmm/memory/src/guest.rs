@@ -78,7 +78,7 @@ impl GuestMemory {
         // What start-up touches, in three operations instead of a fault each: system pages and data, the top of the stack, tables.
         let offset = |address: u64| address - plan.memory_start;
         range.populate(offset(STACK_TOP - PAGE_SIZE), CONTROL + PAGE_SIZE - (STACK_TOP - PAGE_SIZE));
-        range.populate(offset(FAULT_STACK), (image.data_end() - FAULT_STACK).min(POPULATE_DATA));
+        range.populate(offset(DATA_BASE), (image.data_end() - DATA_BASE).min(POPULATE_DATA));
         range.populate(offset(plan.memory_end), plan.tables_size());
 
         let mut area = Area { base: range.as_ptr(), start: plan.memory_start, size: plan.memory_size };

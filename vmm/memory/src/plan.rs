@@ -1,9 +1,9 @@
 //! Where everything lies in one guest's address space. Pure.
 
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
-    LARGE_PAGE_SIZE, MAX_MEMORY, MAX_STACK, MIN_MEMORY, NET_RX, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
-    SUPERVISOR_END, TASK_STATES,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, LARGE_PAGE_SIZE,
+    MAX_MEMORY, MAX_STACK, MIN_MEMORY, NET_RX, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
+    TASK_STATES,
 };
 use foraker_image::{Image, Rights};
 
@@ -60,15 +60,15 @@ impl Plan {
         let heap_start = image.data_end();
         let shared_end = image.read_only_end();
 
-        // Tables: one each of the two upper levels, directories for every GiB, page tables for the supervisor pages, for the
+        // Tables: one each of the two upper levels, directories for every GiB, page tables for the supervisor pages and the
         // image, for the start of the private part up to the first large page of the heap, and for the heap's tail.
-        let image_tables = (shared_end - IMAGE_BASE).div_ceil(LARGE_PAGE_SIZE);
+        let shared_tables = shared_end.div_ceil(LARGE_PAGE_SIZE) - SUPERVISOR_BASE / LARGE_PAGE_SIZE;
         let tables = |memory_size: u64| {
             let end = memory_start + memory_size;
             let directories = end.div_ceil(1 << 30);
             let head_end = heap_start.next_multiple_of(LARGE_PAGE_SIZE).min(end.max(heap_start));
             let head_tables = head_end.div_ceil(LARGE_PAGE_SIZE) - memory_start / LARGE_PAGE_SIZE;
-            2 + directories + 1 + image_tables + head_tables + u64::from(end > head_end)
+            2 + directories + shared_tables + head_tables + u64::from(end > head_end)
         };
         let least =
             |memory_size| (heap_start - memory_start + tables(memory_size) * PAGE_SIZE).max(MIN_MEMORY);

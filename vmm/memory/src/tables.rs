@@ -150,7 +150,7 @@ mod tests {
         let Err(crate::MemoryError::TooLittle { needed, .. }) = Plan::new(&image, 128 << 10) else {
             panic!()
         };
-        assert_eq!(needed, 2 * PAGE_SIZE + (heap - REGISTERS) + 7 * PAGE_SIZE);
+        assert_eq!(needed, 2 * PAGE_SIZE + (heap - REGISTERS) + 6 * PAGE_SIZE);
         assert!(Plan::new(&image, needed).is_ok());
         assert!(Plan::new(&image, needed - PAGE_SIZE).is_err());
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use foraker_abi::layout::{IMAGE_BASE, NET_RX, NET_TX, REGISTERS};
+use foraker_abi::layout::{IMAGE_BASE, NET_RX, NET_TX, REGISTERS, SUPERVISOR_BASE};
 use foraker_abi::net::{GSO_TCPV4, HEADER_SIZE, Header, MAX_CHAIN, MAX_FRAME, NEEDS_CSUM};
 use foraker_abi::ring::{DESC_NEXT, DESC_WRITE, QUEUE_SIZE};
 use foraker_net::offload::BadOffload;
@@ -196,7 +196,7 @@ fn flags_directions_and_lengths() {
 
 #[test]
 fn buffers_outside_of_memory() {
-    for address in [0, 0x1f_0000, IMAGE_BASE, REGISTERS - 1, END - 299, END, u64::MAX - 100, u64::MAX] {
+    for address in [0, SUPERVISOR_BASE, IMAGE_BASE, REGISTERS - 1, END - 299, END, u64::MAX - 100, u64::MAX] {
         let mut cell = Cell::new();
         cell.bad.set_descriptor(NET_TX, 0, address, 300, 0, 0);
         cell.offer();

@@ -13,6 +13,8 @@ use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
 
 use crate::channel::{Ended, FromCell, Order, ToCell, receive, send};
 
+/// Guests that are started before the supervisor hears of them.
+const BATCH: usize = 32;
 /// How long guests may take to end themselves when the supervisor has gone.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -79,20 +81,19 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         match receive(&mut channel) {
             Ok(Some(ToCell::Start(orders))) => {
                 let alone = orders.len() == 1;
+                let mut started = Vec::new();
                 for (id, order) in orders {
                     match start(&state, &mut images, &order, alone) {
-                        Ok(guest) => {
-                            let ipv4 = guest.port.as_ref().map(|p| p.ipv4());
-                            state.guests.lock().unwrap_or_else(PoisonError::into_inner).insert(id, guest);
-                            state.say(&FromCell::Started { id, ipv4 });
-                        }
+                        Ok(guest) => started.push((id, guest)),
                         Err(e) => {
                             state.say(&FromCell::Ended { id, end: Ended::Refused(e.to_string()) });
                         }
                     }
+                    if started.len() >= BATCH {
+                        announce(&state, &mut started);
+                    }
                 }
-                // A guest may have ended before it stood in the table.
-                report_ends(&state);
+                announce(&state, &mut started);
             }
             Ok(Some(ToCell::Stop { ids, kill })) => {
                 let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,6 +141,15 @@ fn start(
     let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
     let spec = order.spec(image);
     if alone { cell.start(&spec) } else { cell.start_of_many(&spec) }
+}
+
+/// Tells of guests that were started. Only then do they stand in the table, so that nobody hears of an end before its start.
+fn announce(state: &State, started: &mut Vec<(u64, Arc<Guest>)>) {
+    let addresses = started.iter().map(|(id, guest)| (*id, guest.port.as_ref().map(|p| p.ipv4()))).collect();
+    state.say(&FromCell::Started(addresses));
+    state.guests.lock().unwrap_or_else(PoisonError::into_inner).extend(started.drain(..));
+    // One may have ended already.
+    report_ends(state);
 }
 
 /// Tells of every guest that has ended, and forgets it.

@@ -114,13 +114,8 @@ pub enum FromCell {
         /// Name of the TAP device.
         tap: Option<String>,
     },
-    /// A guest runs.
-    Started {
-        /// Which.
-        id: u64,
-        /// Its address.
-        ipv4: Option<Ipv4Addr>,
-    },
+    /// Guests run: which, and their addresses.
+    Started(Vec<(u64, Option<Ipv4Addr>)>),
     /// A guest has ended, or could not be started.
     Ended {
         /// Which.

@@ -438,9 +438,11 @@ impl State {
                 }
                 self.place_line();
             }
-            FromCell::Started { id, ipv4 } => {
-                if let Some(g) = self.guests.get_mut(&id) {
-                    (g.phase, g.ipv4, g.started) = (Phase::Running, ipv4, Instant::now());
+            FromCell::Started(guests) => {
+                for (id, ipv4) in guests {
+                    if let Some(g) = self.guests.get_mut(&id) {
+                        (g.phase, g.ipv4, g.started) = (Phase::Running, ipv4, Instant::now());
+                    }
                 }
             }
             FromCell::Ended { id, end } => {
