@@ -440,21 +440,25 @@ impl State {
             }
             FromCell::Started(guests) => {
                 for (id, ipv4) in guests {
-                    if let Some(g) = self.guests.get_mut(&id) {
+                    if let Some(g) = self.guests.get_mut(&id)
+                        && g.cell == number
+                        && g.phase == Phase::Starting
+                    {
                         (g.phase, g.ipv4, g.started) = (Phase::Running, ipv4, Instant::now());
                     }
                 }
             }
             FromCell::Ended { id, end } => {
-                self.ended(id, end);
+                self.ended(number, id, end);
                 self.place_line();
             }
         }
     }
 
-    /// A guest has ended: its room is free, and perhaps it comes back.
-    fn ended(&mut self, id: u64, end: Ended) {
-        let Some(g) = self.guests.get_mut(&id) else { return };
+    /// A guest has ended: its room is free, and perhaps it comes back. A cell speaks for its own guests only: it runs what is hostile.
+    fn ended(&mut self, number: usize, id: u64, end: Ended) {
+        let on_it = |g: &&mut Record| g.cell == number && matches!(g.phase, Phase::Starting | Phase::Running);
+        let Some(g) = self.guests.get_mut(&id).filter(on_it) else { return };
         if let Some(cell) = self.cells.get_mut(g.cell) {
             cell.load.guests = cell.load.guests.saturating_sub(1);
             cell.load.memory = cell.load.memory.saturating_sub(g.order.memory);
@@ -486,11 +490,124 @@ impl State {
         let on_it = |g: &Record| g.cell == number && matches!(g.phase, Phase::Starting | Phase::Running);
         let lost: Vec<u64> = self.guests.iter().filter(|(_, g)| on_it(g)).map(|(id, _)| *id).collect();
         for id in lost {
-            self.ended(id, Ended::CellDied);
+            self.ended(number, id, Ended::CellDied);
         }
         if let Some(cell) = self.cells.get_mut(number) {
             let restarts = cell.restarts + 1;
             *cell = CellSlot { restarts, ..CellSlot::default() };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order() -> Order {
+        Order {
+            image: "image".into(),
+            name: "guest".to_owned(),
+            memory: 1 << 20,
+            large_pages: false,
+            cores: 1,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            network: Some(crate::channel::NetworkOrder::default()),
+            console_limit: 0,
+        }
+    }
+
+    /// Two cells that are there, without processes, and what they are told.
+    fn two_cells() -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
+        let config = Config { cells: 2, command: Vec::new(), first_subnet: Ipv4Addr::new(10, 100, 0, 0) };
+        let (tos, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
+        let cells = tos.into_iter().map(|to| CellSlot { to: Some(to), ..CellSlot::default() }).collect();
+        let mut state = State { cells, ..State::default() };
+        for number in 0..2 {
+            state.hear(number, FromCell::Ready { tap: None });
+        }
+        let shared =
+            Shared { config, state: Mutex::new(state), changed: Condvar::new(), due: Condvar::new() };
+        (Supervisor(Arc::new(shared)), told)
+    }
+
+    fn starts(told: &std::sync::mpsc::Receiver<ToCell>) -> Vec<u64> {
+        let ids = |message| match message {
+            ToCell::Start(orders) => orders.into_iter().map(|(id, _)| id).collect(),
+            ToCell::Stop { .. } => Vec::new(),
+        };
+        told.try_iter().flat_map(ids).collect()
+    }
+
+    fn phases(supervisor: &Supervisor) -> Vec<String> {
+        supervisor.list().into_iter().map(|g| g.phase).collect()
+    }
+
+    #[test]
+    fn a_cell_speaks_for_its_own_guests_only() {
+        let (supervisor, told) = two_cells();
+        assert_eq!(supervisor.run(&order(), 2, Restart::No), (1, 2));
+        assert_eq!((starts(&told[0]), starts(&told[1])), (vec![1], vec![2]));
+        let mut state = supervisor.lock();
+        state.hear(1, FromCell::Started(vec![(1, None), (2, None), (77, None)]));
+        state.hear(1, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+        drop(state);
+        assert_eq!(phases(&supervisor), ["starting", "running"]);
+        supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+        // Said twice, it counts once.
+        supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(5) });
+        assert_eq!(phases(&supervisor), ["exit 0", "running"]);
+        assert_eq!(supervisor.cells().iter().map(|c| c.2).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(supervisor.forget_ended(), 1);
+    }
+
+    #[test]
+    fn guests_of_a_dead_cell_wait_for_it_and_come_back_under_their_addresses() {
+        let (supervisor, told) = two_cells();
+        let _ = supervisor.run(&order(), 2, Restart::OnFailure);
+        let _ = (starts(&told[0]), starts(&told[1]));
+        let address = Some(Ipv4Addr::new(10, 100, 0, 2));
+        let mut state = supervisor.lock();
+        state.hear(0, FromCell::Started(vec![(1, address)]));
+        state.hear(1, FromCell::Started(vec![(2, None)]));
+        state.cell_died(0);
+        let (_, id) = *state.due.first().expect("it rests");
+        state.due.clear();
+        state.wake(id);
+        state.place_line();
+        assert_eq!((id, state.line.len()), (1, 1), "it does not go to another cell");
+        let (to, again) = channel();
+        state.cells[0].to = Some(to);
+        state.hear(0, FromCell::Ready { tap: None });
+        drop(state);
+        let Ok(ToCell::Start(orders)) = again.try_recv() else { panic!("it is not started") };
+        assert_eq!(orders[0].1.network.as_ref().and_then(|n| n.ipv4), address);
+        assert_eq!(
+            (phases(&supervisor), starts(&told[1])),
+            (vec!["starting".into(), "running".into()], vec![])
+        );
+    }
+
+    #[test]
+    fn who_is_asked_to_end_does_not_come_back() {
+        let (supervisor, told) = two_cells();
+        let _ = supervisor.run(&order(), 1, Restart::Always);
+        assert_eq!(supervisor.end(None, false), 1);
+        assert!(told[0].try_iter().any(|m| matches!(m, ToCell::Stop { ids, kill: false } if ids == [1])));
+        supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+        assert_eq!(phases(&supervisor), ["exit 0"]);
+        assert_eq!(supervisor.end(None, true), 0);
+    }
+
+    #[test]
+    fn when_all_cells_are_full_guests_wait_in_line() {
+        let (supervisor, told) = two_cells();
+        let room = 2 * foraker_policy::placement::MOST_GUESTS as u64;
+        let _ = supervisor.run(&order(), room + 3, Restart::No);
+        assert_eq!(starts(&told[0]).len() + starts(&told[1]).len(), room as usize);
+        let waiting = |s: &Supervisor| phases(s).iter().filter(|p| *p == "waiting").count();
+        assert_eq!(waiting(&supervisor), 3);
+        supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+        assert_eq!((waiting(&supervisor), starts(&told[0])), (2, vec![room + 1]));
     }
 }
