@@ -134,6 +134,40 @@ impl Artifacts {
         running.wait_for(port)?;
         Ok(running)
     }
+
+    /// Launches so many guests of one image in one process, and waits until the last takes connections on `port`. Returns their addresses too.
+    ///
+    /// # Errors
+    /// When they end, or the last takes none within five seconds.
+    pub fn serve_many(
+        &self,
+        subnets: &mut GuestSubnets,
+        options: &[&str],
+        image: &str,
+        guests: usize,
+        port: u16,
+    ) -> Result<(Running, Vec<Ipv4Addr>)> {
+        let (subnet, first) = subnets.take()?;
+        let image = self.image(image)?;
+        let image = image.to_str().context("the image's path is not text")?;
+        let names: Vec<String> = (0..guests).map(|n| format!("g{n}")).collect();
+        let mut all = vec!["--subnet", &subnet];
+        for name in &names {
+            if all.len() > 2 {
+                all.push("+");
+            }
+            all.extend(["--net", "--name", name]);
+            all.extend(options);
+            all.push(image);
+        }
+        // They get the addresses of the subnet one after the other.
+        let addresses: Vec<_> =
+            (0u32..).take(guests).map(|n| Ipv4Addr::from_bits(first.to_bits() + n)).collect();
+        let last = addresses.last().copied().context("no guest is wanted")?;
+        let mut running = Running::spawn(self.launch(&all)?, last)?;
+        running.wait_for(port)?;
+        Ok((running, addresses))
+    }
 }
 
 /// The final report of a launch, as far as it is used here.

@@ -54,6 +54,8 @@ pub const TARGETS: &[(&str, &str, Target)] = &[
     ("D1", "vmm_share", Target::RatioAtMost(0.2)),
     ("D2", "host_to_guest", Target::RatioAtLeast(0.95)),
     ("D2", "guest_to_host", Target::RatioAtLeast(1.3)),
+    ("D4", "64", Target::RatioAtLeast(1.3)),
+    ("D5", "64", Target::RatioAtLeast(2.0)),
     ("storm", "10000", Target::RatioAtLeast(0.6)),
     ("density", "resident", Target::ValueAtMost(660.0)),
 ];

@@ -1,5 +1,6 @@
 //! The load generator for HTTP: `wrk`, one thread, and a strict reading of what it prints.
 
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -48,6 +49,48 @@ pub fn load(url: &str, connections: u32, seconds: u32) -> Result<Load> {
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "wrk {url}: {} {text}", String::from_utf8_lossy(&output.stderr).trim());
     parse(&text).with_context(|| format!("wrk -c{connections} {url}"))
+}
+
+/// Loads `path` of several servers at once, each over `connections` connections from a thread of its own.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_many(
+    servers: &[Ipv4Addr],
+    port: u16,
+    path: &str,
+    connections: usize,
+    seconds: u32,
+) -> Result<Load> {
+    let first = servers.first().context("no server")?;
+    let hosts: Vec<String> = servers.iter().map(|a| format!("\"{a}\"")).collect();
+    // Each thread gets the next address; `wrk` itself knows one only.
+    let script = format!(
+        "local hosts = {{{}}}\nlocal n = 0\nfunction setup(thread)\n  n = n + 1\n  \
+         thread.addr = wrk.lookup(hosts[n], \"{port}\")[1]\nend\n",
+        hosts.join(", ")
+    );
+    let file = std::env::temp_dir().join(format!("bench-{}.lua", std::process::id()));
+    std::fs::write(&file, script).with_context(|| format!("cannot write {}", file.display()))?;
+    let (threads, all) = (servers.len(), servers.len() * connections);
+    let output = Command::new("wrk")
+        .args([
+            &format!("-t{threads}"),
+            &format!("-c{all}"),
+            &format!("-d{seconds}s"),
+            "--timeout",
+            "10s",
+            "-s",
+        ])
+        .arg(&file)
+        .arg(format!("http://{first}:{port}{path}"))
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run `wrk`; install it with: apt-get install wrk")?;
+    let _ = std::fs::remove_file(&file);
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "wrk: {} {text}", String::from_utf8_lossy(&output.stderr).trim());
+    parse(&text).with_context(|| format!("wrk -c{all} over {threads} servers"))
 }
 
 fn parse(text: &str) -> Result<Load> {

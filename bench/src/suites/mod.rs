@@ -13,6 +13,7 @@ pub mod bulk;
 pub mod documents;
 pub mod exit;
 pub mod http;
+pub mod interrupts;
 pub mod launch;
 pub mod path;
 pub mod storm;
@@ -92,6 +93,20 @@ pub const SUITES: &[Suite] = &[
         id: "D3",
         about: "HTTP requests per second by size of the document",
         run: documents::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "D4",
+        about: "web servers with batched interrupts beside the same with immediate ones, by their number",
+        run: interrupts::batching,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "D5",
+        about: "web servers that idle with a timeout beside the same spinning, by their number",
+        run: interrupts::idling,
         guests: true,
         network: true,
     },

@@ -11,7 +11,7 @@ mod sleep;
 mod tests;
 pub(crate) mod timers;
 
-pub use executor::{Shutdown, Statistics, run, spawn, statistics};
+pub use executor::{Shutdown, Statistics, run, spawn, spin_while_timed, statistics};
 pub use join::JoinHandle;
 pub use sleep::{Elapsed, Sleep, sleep, sleep_until, timeout};
 

@@ -21,7 +21,7 @@ use crate::control::Listed;
 
 /// How often somebody who waits for guests to run looks.
 const SETTLE: Duration = Duration::from_millis(5);
-/// A cell that died sooner than this after its start is started again only after a while.
+/// A cell that died sooner than this after its start is started again only after a while: a quarter of it, and twice as long each time.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
 /// How a supervisor is set up.
@@ -281,7 +281,9 @@ impl Supervisor {
 
     /// Runs a cell's process, again whenever it ends, until the supervisor stops.
     fn keep_cell(&self, number: usize) {
-        loop {
+        // Short lives in a row.
+        let mut short = 0;
+        while !self.lock().stopping {
             let started = Instant::now();
             match self.spawn(number) {
                 Ok((child, from)) => self.follow(number, child, from),
@@ -292,11 +294,16 @@ impl Supervisor {
             self.0.changed.notify_all();
             self.0.due.notify_all();
             if state.stopping {
-                return;
+                break;
             }
             log::warn!("cell {number} has died; it is started again");
-            drop(state);
-            std::thread::sleep(SHORT_LIFE.saturating_sub(started.elapsed()) / 2);
+            short = if started.elapsed() < SHORT_LIFE { short + 1 } else { 0 };
+            let wait = SHORT_LIFE / 4 * (1 << short.min(6)) / 2;
+            if short > 0 {
+                // Only whoever stops the supervisor is to be heard meanwhile.
+                let stopping = |state: &mut State| !state.stopping;
+                drop(self.0.changed.wait_timeout_while(state, wait, stopping));
+            }
         }
     }
 
