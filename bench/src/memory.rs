@@ -106,17 +106,12 @@ fn settled_kib() -> Result<i64> {
 /// machines made and ended these hold more than a hundred MiB. Reclaimable slabs count as used, because
 /// what KVM takes of them (its debug files) cannot be reclaimed while the VM lives.
 fn used_kib() -> Result<i64> {
-    // Counts are kept per processor and gathered once a second, unless somebody asks.
-    fs::read("/proc/sys/vm/stat_refresh")
-        .context("/proc/sys/vm/stat_refresh (memory is measured as root)")?;
+    let all = all_kib()?;
     let machine = Fields::read("/proc/meminfo")?;
     let this = Fields::read("/proc/self/status")?;
-    let free = machine.get("MemFree")? + private_lists_kib()?;
-    // Memory files count as cache, yet cannot be given up.
-    let caches = machine.get("Buffers")? + machine.get("Cached")? - machine.get("Shmem")?;
     let processes = machine.get("AnonPages")? + machine.get("PageTables")?;
     let own = this.get("RssAnon")? + this.get("VmPTE")?;
-    Ok(machine.get("MemTotal")? - free - caches - processes + own)
+    Ok(all - processes + own)
 }
 
 /// KiB that the whole machine has in use, processes included, once it no longer changes much.
@@ -125,10 +120,17 @@ fn used_kib() -> Result<i64> {
 /// When the kernel does not say.
 pub fn machine_kib() -> Result<i64> {
     thread::sleep(Duration::from_millis(300));
+    all_kib()
+}
+
+/// KiB of the machine's memory but what is free and file caches.
+fn all_kib() -> Result<i64> {
+    // Counts are kept per processor and gathered once a second, unless somebody asks.
     fs::read("/proc/sys/vm/stat_refresh")
         .context("/proc/sys/vm/stat_refresh (memory is measured as root)")?;
     let machine = Fields::read("/proc/meminfo")?;
     let free = machine.get("MemFree")? + private_lists_kib()?;
+    // Memory files count as cache, yet cannot be given up.
     let caches = machine.get("Buffers")? + machine.get("Cached")? - machine.get("Shmem")?;
     Ok(machine.get("MemTotal")? - free - caches)
 }

@@ -68,6 +68,9 @@ pub unsafe fn raw(number: u64, a: u64, b: u64, c: u64, d: u64, e: u64) -> i64 {
 }
 
 /// A hypercall with at most two arguments; what the remaining registers hold does not matter.
+///
+/// # Safety
+/// As for [`raw`].
 #[cfg(not(test))]
 #[inline(always)]
 unsafe fn raw2(number: u64, a: u64, b: u64) -> i64 {

@@ -234,6 +234,7 @@ global_asm!(
 
 #[cfg(test)]
 mod tests {
+    // SAFETY: defined above, with the signatures of the C library's.
     unsafe extern "C" {
         fn foraker_memcpy(to: *mut u8, from: *const u8, n: usize) -> *mut u8;
         fn foraker_memmove(to: *mut u8, from: *const u8, n: usize) -> *mut u8;

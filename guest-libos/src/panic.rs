@@ -21,6 +21,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 /// neither frame pointers nor unwind tables; now and then one is left over from an earlier call.
 #[inline(never)]
 fn print_stack() {
+    // SAFETY: the linker script defines both; only their addresses are taken.
     unsafe extern "C" {
         safe static __text_start: u8;
         safe static __text_end: u8;

@@ -4,6 +4,9 @@ use foraker_abi::note::Note;
 
 /// The first instructions. The VMM enters with RSP aligned at the top of the stack and RDI = 0; the frame pointer is
 /// zeroed so that a walk of frames ends here.
+///
+/// # Safety
+/// For the VMM alone, once.
 #[cfg(not(test))]
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
@@ -18,6 +21,7 @@ unsafe extern "C" fn _start() -> ! {
     )
 }
 
+// SAFETY: `entry!` defines it with this signature.
 #[cfg(not(test))]
 unsafe extern "Rust" {
     /// Defined by `entry!` in the guest.

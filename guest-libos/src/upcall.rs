@@ -53,6 +53,9 @@ const EXTENDED_STATE: usize = 2816;
 
 /// Where the VMM enters: RFLAGS and RIP stand on the stack, 128 bytes of red zone above them. Saves every register
 /// that the handler may change, extended state included, and returns as the architecture says.
+///
+/// # Safety
+/// For the VMM alone: nothing that calls it as a function leaves that stack.
 #[cfg(not(test))]
 #[unsafe(naked)]
 unsafe extern "C" fn entry() {

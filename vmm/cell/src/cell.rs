@@ -15,6 +15,7 @@ use foraker_memory::plan::STACK_TOP;
 use foraker_memory::{Arena, GuestMemory, MemoryError, Pages};
 use foraker_net::Port;
 use foraker_policy::token_bucket::TokenBucket;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::Clock;
@@ -104,7 +105,7 @@ impl GuestSpec {
 }
 
 /// A guest's share of the network. Rates per second; `None` for no limit.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Its IPv4 address; otherwise the next free one.
     pub ipv4: Option<Ipv4Addr>,

@@ -30,22 +30,9 @@ pub struct Order {
     /// Environment, as `NAME=value`.
     pub environment: Vec<String>,
     /// Its network, if it has one.
-    pub network: Option<NetworkOrder>,
+    pub network: Option<NetworkSpec>,
     /// Console bytes per second.
     pub console_limit: u64,
-}
-
-/// A guest's network. Rates per second.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct NetworkOrder {
-    /// Its address, if it must have this one.
-    pub ipv4: Option<Ipv4Addr>,
-    /// Bytes received.
-    pub rx_bytes: Option<u64>,
-    /// Bytes sent.
-    pub tx_bytes: Option<u64>,
-    /// Frames sent.
-    pub tx_packets: Option<u64>,
 }
 
 impl Order {
@@ -60,12 +47,7 @@ impl Order {
             cores: spec.cores,
             arguments: spec.arguments.clone(),
             environment: spec.environment.clone(),
-            network: spec.network.as_ref().map(|n| NetworkOrder {
-                ipv4: n.ipv4,
-                rx_bytes: n.rx_bytes,
-                tx_bytes: n.tx_bytes,
-                tx_packets: n.tx_packets,
-            }),
+            network: spec.network.clone(),
             console_limit: spec.console_limit,
         })
     }
@@ -79,12 +61,7 @@ impl Order {
             cores: self.cores,
             arguments: self.arguments.clone(),
             environment: self.environment.clone(),
-            network: self.network.as_ref().map(|n| NetworkSpec {
-                ipv4: n.ipv4,
-                rx_bytes: n.rx_bytes,
-                tx_bytes: n.tx_bytes,
-                tx_packets: n.tx_packets,
-            }),
+            network: self.network.clone(),
             console_limit: self.console_limit,
             console_prefix: true,
             ..GuestSpec::new(image, &self.name)

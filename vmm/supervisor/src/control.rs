@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -104,9 +103,13 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if is_socket {
         std::fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    // Not changed afterwards: others could connect in between.
+    // SAFETY: a system call that cannot fail; no other thread makes files yet.
+    let mask = unsafe { libc::umask(0o177) };
+    let listener = UnixListener::bind(path);
+    // SAFETY: as above.
+    unsafe { libc::umask(mask) };
+    listener
 }
 
 /// Answers clients for ever.

@@ -519,7 +519,7 @@ mod tests {
             cores: 1,
             arguments: Vec::new(),
             environment: Vec::new(),
-            network: Some(crate::channel::NetworkOrder::default()),
+            network: Some(foraker_cell::NetworkSpec::default()),
             console_limit: 0,
         }
     }
