@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
@@ -21,10 +22,11 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
-use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, VirtualCore};
+use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, VirtualCore};
 use crate::network::{Network, NetworkError, Service};
+use crate::queue::{Queued, WorkerShared, since};
 use crate::report::End;
-use crate::worker::{Worker, WorkerShared};
+use crate::worker::Worker;
 
 /// What a guest gets when neither its image nor its owner says otherwise, bytes.
 pub const DEFAULT_MEMORY: u64 = 16 << 20;
@@ -80,6 +82,8 @@ pub struct GuestSpec {
     pub console_limit: u64,
     /// Mark its lines with its name.
     pub console_prefix: bool,
+    /// Its part of the processors.
+    pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
     pub immediate: bool,
 }
@@ -99,6 +103,7 @@ impl GuestSpec {
             network: None,
             console_limit: DEFAULT_CONSOLE,
             console_prefix: false,
+            processor: ProcessorSpec::default(),
             immediate: false,
         }
     }
@@ -221,6 +226,8 @@ pub(crate) struct Shared {
     ended: EventFd,
     stopping: AtomicBool,
     next_id: AtomicU64,
+    /// Where the cell's clock starts.
+    epoch: Instant,
 }
 
 /// A cell.
@@ -238,7 +245,7 @@ impl Shared {
     }
 
     /// Queues a runnable core: on the worker that ran it last, unless that one is busy and another sleeps.
-    pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>) {
+    pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>, queued: Queued) {
         let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed))
             as usize;
         let busy = |w: &WorkerShared| !w.is_sleeping() && (w.attention.in_guest() || w.waiting() > 0);
@@ -247,7 +254,26 @@ impl Shared {
             Some(w) => w,
             None => return,
         };
-        chosen.push(vcore);
+        chosen.push(vcore, queued);
+    }
+
+    /// A moment on the cell's clock, nanoseconds.
+    pub(crate) fn clock(&self, at: Instant) -> u64 {
+        since(self.epoch, at)
+    }
+
+    /// The moment of a time on the cell's clock.
+    pub(crate) fn moment(&self, at: u64) -> Option<Instant> {
+        self.epoch.checked_add(Duration::from_nanos(at))
+    }
+
+    /// Forgets the deadline of a core that is awake.
+    pub(crate) fn cancel_deadline(&self, vcore: &mut VirtualCore) {
+        if let Some((worker, key)) = vcore.deadline.take()
+            && let Some(worker) = self.workers.get(worker)
+        {
+            worker.cancel_timer(key);
+        }
     }
 
     /// Calls out every worker that runs a core of `guest`.
@@ -274,7 +300,8 @@ impl Cell {
         let host = Arc::new(Host::open()?);
         let os = |what| move |e| CellError::Os(what, e);
         let network = config.network.as_ref().map(Network::new).transpose()?;
-        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new());
+        let floor = Arc::default();
+        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new(&floor));
         let shared = Arc::new(Shared {
             workers: workers.collect::<Result<_, _>>().map_err(os("cannot make a worker"))?,
             console: Console::new(config.console),
@@ -284,6 +311,7 @@ impl Cell {
                 .map_err(os("cannot make an event"))?,
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
+            epoch: Instant::now(),
         });
         let mut cell = Cell { host, arena: Arena::new(config.arena)?, shared, threads: Vec::new() };
         for index in 0..cell.shared.workers.len() {
@@ -369,6 +397,7 @@ impl Cell {
             clock,
             port,
             immediate: spec.immediate,
+            processor: spec.processor,
             machine,
             cores: spec.cores,
             console: ConsoleState {
@@ -386,12 +415,9 @@ impl Cell {
             *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Active;
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
-        self.shared.enqueue(Box::new(VirtualCore {
-            guest: Arc::clone(&guest),
-            index: 0,
-            core,
-            deadline: None,
-        }));
+        let account = spec.processor.account();
+        let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, core, account, deadline: None };
+        self.shared.enqueue(Box::new(vcore), Queued::Woken);
         Ok(guest)
     }
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages};
+use foraker_cell::{
+    Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages, ProcessorSpec,
+};
 use foraker_publish::Published;
 
 use crate::args::{GuestOptions, Launch, Service};
@@ -220,6 +222,11 @@ pub(crate) fn spec(
         }),
         console_limit: o.console_bandwidth.or(m.limits.console).unwrap_or(plain.console_limit),
         console_prefix: several,
+        processor: ProcessorSpec {
+            share: o.cpu_shares.unwrap_or(plain.processor.share),
+            limit: o.cpus,
+            grain: o.grain.into(),
+        },
         immediate: o.immediate,
         ..plain
     })

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages};
+use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages, ProcessorSpec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,10 @@ pub struct Order {
     pub network: Option<NetworkSpec>,
     /// Console bytes per second.
     pub console_limit: u64,
+    /// Its part of the processors.
+    pub processor: ProcessorSpec,
+    /// Each interrupt forces it out.
+    pub immediate: bool,
 }
 
 impl Order {
@@ -49,6 +53,8 @@ impl Order {
             environment: spec.environment.clone(),
             network: spec.network.clone(),
             console_limit: spec.console_limit,
+            processor: spec.processor,
+            immediate: spec.immediate,
         })
     }
 
@@ -64,6 +70,8 @@ impl Order {
             network: self.network.clone(),
             console_limit: self.console_limit,
             console_prefix: true,
+            processor: self.processor,
+            immediate: self.immediate,
             ..GuestSpec::new(image, &self.name)
         }
     }

@@ -521,6 +521,8 @@ mod tests {
             environment: Vec::new(),
             network: Some(foraker_cell::NetworkSpec::default()),
             console_limit: 0,
+            processor: foraker_cell::ProcessorSpec::default(),
+            immediate: false,
         }
     }
 
