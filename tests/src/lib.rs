@@ -11,5 +11,6 @@ pub mod hostile;
 pub mod http;
 pub mod launch;
 pub mod leftover;
+pub mod machine;
 pub mod prober;
 pub mod report;
