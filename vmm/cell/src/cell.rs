@@ -114,6 +114,8 @@ impl GuestSpec {
 pub struct NetworkSpec {
     /// Its IPv4 address; otherwise the next free one.
     pub ipv4: Option<Ipv4Addr>,
+    /// Its name server; otherwise the host's.
+    pub dns: Option<Ipv4Addr>,
     /// Bytes received.
     pub rx_bytes: Option<u64>,
     /// Bytes sent.
@@ -431,10 +433,10 @@ impl Cell {
         clock: &Clock,
         port: Option<&Port>,
     ) -> Result<(), CellError> {
-        let net = match (&self.shared.network, port) {
-            (Some(network), Some(port)) => {
+        let net = match (&self.shared.network, port, &spec.network) {
+            (Some(network), Some(port), Some(wanted)) => {
                 machine.register_doorbell(network.doorbell())?;
-                network.registers_of(port)
+                network.registers_of(port, wanted)
             }
             _ => Net::default(),
         };

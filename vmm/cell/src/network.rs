@@ -274,7 +274,7 @@ impl Network {
     }
 
     /// What a guest's virtual registers say about its port.
-    pub(crate) fn registers_of(&self, port: &Port) -> Net {
+    pub(crate) fn registers_of(&self, port: &Port, wanted: &NetworkSpec) -> Net {
         Net {
             present: 1,
             features: FEATURE_CSUM | FEATURE_TSO,
@@ -282,7 +282,7 @@ impl Network {
             mtu: port.mtu(),
             ipv4: port.ipv4().octets(),
             gateway4: self.gateway.octets(),
-            dns4: name_server().unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+            dns4: wanted.dns.or_else(name_server).unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
             prefix4: self.prefix,
             prefix6: 64,
             reserved0: [0; 2],

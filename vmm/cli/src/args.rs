@@ -230,6 +230,9 @@ pub(crate) struct GuestOptions {
     /// Its IPv4 address [default: the next free one of the subnet]
     #[arg(long, value_name = "A.B.C.D")]
     pub(crate) ip: Option<Ipv4Addr>,
+    /// Its name server's IPv4 address [default: the first of the host's /etc/resolv.conf that is no loopback address]
+    #[arg(long, value_name = "A.B.C.D")]
+    pub(crate) dns: Option<Ipv4Addr>,
     /// Pass connections to a port of the host on to the guest
     #[arg(long, short, value_name = "[ADDRESS:]HOST:GUEST", value_parser = publish)]
     pub(crate) publish: Vec<Publish>,
@@ -491,6 +494,7 @@ mod tests {
             "vmm launch --subnet 10.0.0.1/24 a",
             "vmm launch -e =x a",
             "vmm launch --timeout -1 a",
+            "vmm launch --dns localhost a",
             "vmm fly",
             "vmm launch a + ",
             "vmm launch --bogus a",

@@ -216,6 +216,7 @@ pub(crate) fn spec(
         environment,
         network: network.then(|| NetworkSpec {
             ipv4: o.ip,
+            dns: o.dns,
             rx_bytes: o.rx_bandwidth.or(m.limits.rx_bandwidth),
             tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
             tx_packets: o.tx_packets.or(m.limits.tx_packets),
