@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use foraker_abi::layout::PAGE_SIZE;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
 use foraker_machine::{Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
-use foraker_memory::{Arena, GuestMemory, MemoryError, Pages};
+use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Template};
 use foraker_net::Port;
 use foraker_policy::token_bucket::TokenBucket;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ use crate::worker::Worker;
 pub const DEFAULT_MEMORY: u64 = 16 << 20;
 /// Console bytes per second of a guest, and as many at once, when nobody says otherwise.
 pub const DEFAULT_CONSOLE: u64 = 4 << 20;
+
+/// Most sizes of guests for which an image's start is kept ready.
+const MOST_TEMPLATES: usize = 16;
 
 /// How a cell is set up.
 #[derive(Clone, Debug)]
@@ -129,6 +133,8 @@ pub struct NetworkSpec {
 pub struct LoadedImage {
     image: Image,
     shared: Arc<foraker_memory::Shared>,
+    /// Its templates, by memory and pages.
+    templates: Mutex<Vec<Arc<Template>>>,
 }
 
 impl LoadedImage {
@@ -137,9 +143,27 @@ impl LoadedImage {
     /// # Errors
     /// The file cannot be read or is not an image, or the host has no memory.
     pub fn open(path: &Path) -> Result<Arc<LoadedImage>, CellError> {
-        let image = Image::open(path)?;
+        LoadedImage::of(Image::open(path)?)
+    }
+
+    fn of(image: Image) -> Result<Arc<LoadedImage>, CellError> {
         let shared = Arc::new(foraker_memory::Shared::new(&image)?);
-        Ok(Arc::new(LoadedImage { image, shared }))
+        Ok(Arc::new(LoadedImage { image, shared, templates: Mutex::default() }))
+    }
+
+    /// The start of its guests that have so much memory.
+    fn template(&self, memory: u64, pages: Pages) -> Result<Arc<Template>, MemoryError> {
+        let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+        let suits =
+            |t: &&Arc<Template>| t.pages() == pages && t.plan().memory_size == memory & !(PAGE_SIZE - 1);
+        if let Some(template) = templates.iter().find(suits) {
+            return Ok(Arc::clone(template));
+        }
+        let template = Arc::new(Template::of_image(&self.image, &self.shared, memory, pages)?);
+        if templates.len() < MOST_TEMPLATES {
+            templates.push(Arc::clone(&template));
+        }
+        Ok(template)
     }
 
     /// An image of a few instructions that ends with status 42: shows that guests run.
@@ -163,8 +187,7 @@ impl LoadedImage {
             segments: vec![text],
             path: None,
         };
-        let shared = Arc::new(foraker_memory::Shared::new(&image)?);
-        Ok(Arc::new(LoadedImage { image, shared }))
+        LoadedImage::of(image)
     }
 
     /// Its manifest in TOML, if it has one.
@@ -237,6 +260,8 @@ pub(crate) struct Shared {
 pub struct Cell {
     host: Arc<Host>,
     arena: Arc<Arena>,
+    /// For guests with large pages.
+    large_arena: Arc<Arena>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -315,7 +340,8 @@ impl Cell {
             next_id: AtomicU64::new(1),
             epoch: Instant::now(),
         });
-        let mut cell = Cell { host, arena: Arena::new(config.arena)?, shared, threads: Vec::new() };
+        let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
+        let mut cell = Cell { host, arena, large_arena, shared, threads: Vec::new() };
         for index in 0..cell.shared.workers.len() {
             let shared = Arc::clone(&cell.shared);
             let thread = std::thread::Builder::new()
@@ -364,8 +390,12 @@ impl Cell {
         let worker = self.shared.workers.get(home).filter(|_| alone);
         let _expected = worker.map(WorkerShared::expect);
         let image = &spec.image.image;
-        let memory =
-            Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory, spec.pages)?);
+        let template = spec.image.template(spec.memory, spec.pages)?;
+        let arena = match spec.pages {
+            Pages::Small => &self.arena,
+            Pages::Large => &self.large_arena,
+        };
+        let memory = Arc::new(GuestMemory::new(arena, &template)?);
         let machine = Arc::new(Machine::new(&self.host, &memory)?);
         let mapping = {
             let machine = Arc::clone(&machine);

@@ -96,7 +96,7 @@ pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     let mut order = Order::of(&spec).context("the image is no file")?;
     order.image = image;
     let (count, wait) = (run.count, !run.detach);
-    let request = Request::Run { order, count, restart: run.restart.clone(), wait };
+    let request = Request::Run { order: Box::new(order), count, restart: run.restart.clone(), wait };
     let Reply::Taken { first, last, open } = ask(&run.socket.path(), &request)? else {
         bail!("the supervisor answered something else");
     };

@@ -23,7 +23,7 @@ pub enum Request {
     /// Run guests.
     Run {
         /// What each is.
-        order: Order,
+        order: Box<Order>,
         /// How many.
         count: u64,
         /// When one comes back: `no`, `on-failure`, `always`.
