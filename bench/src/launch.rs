@@ -34,7 +34,7 @@ impl Cell {
     pub fn open(image: &Path) -> Result<Cell> {
         let (console, end) = io::pipe().context("cannot make a pipe")?;
         set_nonblocking(&console)?;
-        let config = Config { workers: 1, arena: ARENA, console: end.as_raw_fd(), network: None };
+        let config = Config::new(1, ARENA, end.as_raw_fd());
         let cell = foraker_cell::Cell::new(&config)?;
         Ok(Cell { cell, image: LoadedImage::open(image)?, console, _console_end: end })
     }

@@ -12,7 +12,7 @@ use foraker_abi::layout::PAGE_SIZE;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
-use foraker_machine::{Host, HostError, Machine, MachineError, Start};
+use foraker_machine::{Core, Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
 use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Template};
 use foraker_net::Port;
@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
 use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, VirtualCore};
+use crate::machines::Machines;
 use crate::network::{Network, NetworkError, Service};
 use crate::queue::{Queued, WorkerShared, since};
 use crate::report::End;
@@ -34,6 +35,8 @@ pub const DEFAULT_MEMORY: u64 = 16 << 20;
 /// Console bytes per second of a guest, and as many at once, when nobody says otherwise.
 pub const DEFAULT_CONSOLE: u64 = 4 << 20;
 
+/// Bytes of a page.
+const PAGE: usize = 4096;
 /// Most sizes of guests for which an image's start is kept ready.
 const MOST_TEMPLATES: usize = 16;
 
@@ -48,6 +51,18 @@ pub struct Config {
     pub console: RawFd,
     /// The network, if any guest has one.
     pub network: Option<NetworkConfig>,
+    /// Machines made ahead of need.
+    pub spare_machines: usize,
+    /// Most machines of guests that have ended that are kept for others.
+    pub kept_machines: usize,
+}
+
+impl Config {
+    /// A cell without a network that makes a machine for each guest.
+    #[must_use]
+    pub fn new(workers: usize, arena: u64, console: RawFd) -> Config {
+        Config { workers, arena, console, network: None, spare_machines: 0, kept_machines: 0 }
+    }
 }
 
 /// How a cell's network is set up.
@@ -174,10 +189,18 @@ impl LoadedImage {
         // mov edi, 42; mov eax, TERMINATE; out PORT, al
         let code =
             [0xbf, 42, 0, 0, 0, 0xb8, hypercall::TERMINATE.to_le_bytes()[0], 0, 0, 0, 0xe6, hypercall::PORT];
+        LoadedImage::of_code(&code)
+    }
+
+    /// An image of a page of instructions, at most.
+    ///
+    /// # Errors
+    /// The host has no memory.
+    pub fn of_code(code: &[u8]) -> Result<Arc<LoadedImage>, CellError> {
         let text = foraker_image::Segment {
             address: layout::IMAGE_BASE,
             size: layout::PAGE_SIZE,
-            content: code.to_vec(),
+            content: code.iter().copied().take(PAGE).collect(),
             rights: foraker_image::Rights::Execute,
         };
         let image = Image {
@@ -251,6 +274,7 @@ pub(crate) struct Shared {
     ended: EventFd,
     stopping: AtomicBool,
     next_id: AtomicU64,
+    pub(crate) machines: Machines,
     /// Where the cell's clock starts.
     epoch: Instant,
 }
@@ -258,7 +282,6 @@ pub(crate) struct Shared {
 /// A cell.
 #[derive(Debug)]
 pub struct Cell {
-    host: Arc<Host>,
     arena: Arc<Arena>,
     /// For guests with large pages.
     large_arena: Arc<Arena>,
@@ -292,6 +315,14 @@ impl Shared {
     /// The moment of a time on the cell's clock.
     pub(crate) fn moment(&self, at: u64) -> Option<Instant> {
         self.epoch.checked_add(Duration::from_nanos(at))
+    }
+
+    /// Takes back the machine of a guest that has ended, if it can be used again.
+    pub(crate) fn take_back(&self, mut vcore: Box<VirtualCore>) {
+        self.cancel_deadline(&mut vcore);
+        if vcore.guest.cores.len() == 1 {
+            self.machines.put_back(vcore.core);
+        }
     }
 
     /// Forgets the deadline of a core that is awake.
@@ -338,10 +369,11 @@ impl Cell {
                 .map_err(os("cannot make an event"))?,
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
+            machines: Machines::new(host, config.spare_machines, config.kept_machines),
             epoch: Instant::now(),
         });
         let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
-        let mut cell = Cell { host, arena, large_arena, shared, threads: Vec::new() };
+        let mut cell = Cell { arena, large_arena, shared, threads: Vec::new() };
         for index in 0..cell.shared.workers.len() {
             let shared = Arc::clone(&cell.shared);
             let thread = std::thread::Builder::new()
@@ -351,6 +383,14 @@ impl Cell {
                     Err(e) => log::error!("worker {index} cannot start: {e}"),
                 })
                 .map_err(os("cannot start a worker"))?;
+            cell.threads.push(thread);
+        }
+        if config.spare_machines > 0 {
+            let shared = Arc::clone(&cell.shared);
+            let thread = std::thread::Builder::new()
+                .name("machines".to_owned())
+                .spawn(move || shared.machines.keep_filling())
+                .map_err(os("cannot start a thread"))?;
             cell.threads.push(thread);
         }
         if cell.shared.network.is_some() {
@@ -381,7 +421,8 @@ impl Cell {
     }
 
     fn start_on(&self, spec: &GuestSpec, alone: bool) -> Result<Arc<Guest>, CellError> {
-        let most = self.host.max_cores().min(layout::MAX_CORES as usize);
+        let host = self.shared.machines.host();
+        let most = host.max_cores().min(layout::MAX_CORES as usize);
         if spec.cores == 0 || spec.cores as usize > most {
             return Err(CellError::Setting(format!("{} cores: choose 1 to {most}", spec.cores)));
         }
@@ -396,20 +437,17 @@ impl Cell {
             Pages::Large => &self.large_arena,
         };
         let memory = Arc::new(GuestMemory::new(arena, &template)?);
-        let machine = Arc::new(Machine::new(&self.host, &memory)?);
-        let mapping = {
-            let machine = Arc::clone(&machine);
-            Errand::new(move || machine.map_memory())
+        let mut core = match self.shared.machines.take() {
+            Some(core) => {
+                core.machine().attach(&memory)?;
+                core
+            }
+            None => self.make_machine(&memory, worker)?,
         };
-        if let Some(worker) = worker {
-            worker.ask(Arc::clone(&mapping) as Arc<dyn Run>);
-        }
         let start = Start { entry: image.entry, stack: STACK_TOP, argument: 0 };
-        let core = machine.create_core(0, start);
-        // Done by the worker, or here and now; in any case before an error ends the start.
-        mapping.result().transpose()?;
-        let core = core?;
-        let clock = Clock::new(self.host.tsc_khz(&core)?, self.host.time_stamps(&core)?);
+        core.begin(memory.page_tables(), start)?;
+        let machine = Arc::clone(core.machine());
+        let clock = Clock::new(host.tsc_khz(&core)?, host.time_stamps(&core)?);
         let port = match (&self.shared.network, &spec.network) {
             (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
             _ => None,
@@ -451,6 +489,32 @@ impl Cell {
         let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, core, account, deadline: None };
         self.shared.enqueue(Box::new(vcore), Queued::Woken);
         Ok(guest)
+    }
+
+    /// A new machine with this memory. If a worker is awake for it, it maps the memory meanwhile.
+    fn make_machine(
+        &self,
+        memory: &Arc<GuestMemory>,
+        worker: Option<&WorkerShared>,
+    ) -> Result<Core, CellError> {
+        let machine = Machine::new(self.shared.machines.host())?;
+        let mapping = {
+            let (machine, memory) = (Arc::clone(&machine), Arc::clone(memory));
+            Errand::new(move || machine.attach(&memory))
+        };
+        if let Some(worker) = worker {
+            worker.ask(Arc::clone(&mapping) as Arc<dyn Run>);
+        }
+        let core = machine.create_core(0);
+        // Done by the worker, or here and now; in any case before an error ends the start.
+        mapping.result().transpose()?;
+        Ok(core?)
+    }
+
+    /// How many machines of ended guests were kept for others.
+    #[must_use]
+    pub fn machines_reused(&self) -> u64 {
+        self.shared.machines.reused()
     }
 
     /// What is left to do between a guest's port and its first instruction.
@@ -513,7 +577,7 @@ impl Cell {
         r.memory_end = plan.memory_end;
         r.memory_start = plan.memory_start;
         r.stack_top = STACK_TOP;
-        r.cpu_features = self.host.cpu_features();
+        r.cpu_features = self.shared.machines.host().cpu_features();
         r.net = net;
         r.boot = Boot {
             argument_count: 1 + count(spec.arguments.len()),
@@ -573,6 +637,7 @@ impl Cell {
         if let Some(network) = &self.shared.network {
             network.wake_uplink();
         }
+        self.shared.machines.stop();
         for thread in self.threads.drain(..) {
             // A thread that panicked has aborted the process.
             let _ = thread.join();

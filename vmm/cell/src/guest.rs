@@ -287,13 +287,19 @@ impl Guest {
             return;
         }
         self.ended.store(true, Ordering::SeqCst);
+        let cell = self.cell.upgrade();
         for slot in &self.cores {
             let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if !matches!(*state, CoreState::Active) {
-                *state = CoreState::Gone;
+            if matches!(*state, CoreState::Active) {
+                continue;
+            }
+            let before = std::mem::replace(&mut *state, CoreState::Gone);
+            drop(state);
+            if let (CoreState::Idle(vcore), Some(cell)) = (before, &cell) {
+                cell.take_back(vcore);
             }
         }
-        if let Some(cell) = self.cell.upgrade() {
+        if let Some(cell) = cell {
             cell.call_workers_of(self);
             cell.on_guest_end(self);
         }

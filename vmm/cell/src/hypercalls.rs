@@ -149,7 +149,10 @@ fn core_start(cell: &Shared, guest: &Arc<Guest>, core: u64, entry: u64, stack: u
             core.restart(start);
             (core, account)
         }
-        None => match guest.machine.create_core(index, start) {
+        None => match guest.machine.create_core(index).and_then(|mut core| {
+            core.begin(guest.memory.page_tables(), start)?;
+            Ok(core)
+        }) {
             Ok(core) => (core, guest.processor.account()),
             // Not logged: the guest can repeat it without limit.
             Err(_) => return E_LIMIT,

@@ -10,6 +10,7 @@
 //! - [`guest`]: a guest and where its cores are. A core is owned by a run queue, by a worker or by its slot.
 //! - `worker`: one thread for each processor, which runs cores of many guests. There is no thread per guest.
 //!   `queue`: what others see of a worker: who waits for it, and until when.
+//! - `machines`: the pool of machines that guests run on one after the other.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -24,6 +25,7 @@ pub mod console;
 mod errand;
 pub mod guest;
 mod hypercalls;
+mod machines;
 mod network;
 mod queue;
 pub mod report;

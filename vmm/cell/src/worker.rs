@@ -42,7 +42,9 @@ enum Left {
     /// It stops until it is started again.
     Stopped(Box<VirtualCore>),
     /// Its guest has ended.
-    Ended,
+    Ended(Box<VirtualCore>),
+    /// Its machine is in no state to be used again.
+    Broken,
 }
 
 impl Worker {
@@ -89,7 +91,11 @@ impl Worker {
             }
             Left::Resting => {}
             Left::Stopped(vcore) => rests(CoreState::Stopped(Some((vcore.core, vcore.account)))),
-            Left::Ended => rests(CoreState::Gone),
+            Left::Ended(vcore) => {
+                rests(CoreState::Gone);
+                self.cell.take_back(vcore);
+            }
+            Left::Broken => rests(CoreState::Gone),
         }
     }
 
@@ -104,7 +110,7 @@ impl Worker {
         let mut charged = started;
         loop {
             if guest.has_ended() {
-                return Left::Ended;
+                return Left::Ended(vcore);
             }
             self.fire_timers();
             if let Some(at) = guest.capped_until(self.cell.clock(charged)) {
@@ -112,7 +118,7 @@ impl Worker {
             }
             if let Err(fault) = deliver_upcall(&mut vcore) {
                 guest.fault(*fault);
-                return Left::Ended;
+                return Left::Ended(vcore);
             }
             let limit = self.cell.service_limit();
             let entered = Instant::now();
@@ -165,7 +171,8 @@ impl Worker {
                     Some(back) => vcore = back,
                 },
                 After::Stop => return Left::Stopped(vcore),
-                After::Ended => return Left::Ended,
+                After::Ended if matches!(exit, Exit::Shutdown | Exit::Broken(_)) => return Left::Broken,
+                After::Ended => return Left::Ended(vcore),
             }
         }
     }

@@ -103,7 +103,7 @@ fn kvm() -> Finding {
 
 fn run_a_guest() -> Result<u128, String> {
     let image = LoadedImage::smallest().map_err(|e| e.to_string())?;
-    let config = Config { workers: 1, arena: 4 << 20, console: libc::STDERR_FILENO, network: None };
+    let config = Config::new(1, 4 << 20, libc::STDERR_FILENO);
     let mut cell = Cell::new(&config).map_err(|e| e.to_string())?;
     let started = Instant::now();
     let guest = cell
@@ -121,12 +121,8 @@ fn run_a_guest() -> Result<u128, String> {
 }
 
 fn network() -> Finding {
-    let config = Config {
-        workers: 1,
-        arena: 4 << 20,
-        console: libc::STDERR_FILENO,
-        network: Some(NetworkConfig::default()),
-    };
+    let config =
+        Config { network: Some(NetworkConfig::default()), ..Config::new(1, 4 << 20, libc::STDERR_FILENO) };
     match Cell::new(&config) {
         Ok(cell) => {
             let (name, address, bits) =

@@ -92,12 +92,10 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
         }
         None => None,
     };
-    let mut cell = Cell::new(&Config {
-        workers: launch.cell.workers.unwrap_or(processors.min(cores)),
-        arena: specs.iter().map(|s| s.memory.saturating_add(ALIGNMENT)).fold(ALIGNMENT, u64::saturating_add),
-        console: if launch.cell.json { libc::STDERR_FILENO } else { libc::STDOUT_FILENO },
-        network,
-    })?;
+    let workers = launch.cell.workers.unwrap_or(processors.min(cores));
+    let arena = specs.iter().map(|s| s.memory.saturating_add(ALIGNMENT)).fold(ALIGNMENT, u64::saturating_add);
+    let console = if launch.cell.json { libc::STDERR_FILENO } else { libc::STDOUT_FILENO };
+    let mut cell = Cell::new(&Config { network, ..Config::new(workers, arena, console) })?;
     let mut guests = Vec::new();
     for spec in &specs {
         let guest = cell.start(spec).with_context(|| format!("cannot start {}", spec.name))?;

@@ -1,18 +1,18 @@
-//! A machine: a KVM VM with its memory slots, and its cores.
+//! A machine: a KVM VM with its memory slots, and its cores. Guests come and go; between two of them everything is reset.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foraker_abi::hypercall::DOORBELL_PORT;
 use foraker_abi::layout::{
     GDT, IDT, KERNEL_CODE, KERNEL_DATA, SYSCALL_STUB, TASK_STATE_SIZE, TASK_STATES, USER_CODE, USER_DATA,
     VECTORS,
 };
-use foraker_memory::GuestMemory;
 use foraker_memory::shared::TASK_STATE_LIMIT;
+use foraker_memory::{GuestMemory, Shared, Slot};
 use kvm_bindings::{
-    KVM_MEM_READONLY, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region, kvm_xcr, kvm_xcrs,
+    KVM_MEM_READONLY, Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, SyncReg, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -52,13 +52,22 @@ fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError 
     move |e| MachineError { what, source: std::io::Error::from_raw_os_error(e.errno()) }
 }
 
-/// A VM with one guest's memory.
+/// A VM that guests run on, one after the other.
 #[derive(Debug)]
 pub struct Machine {
     vm: VmFd,
     host: Arc<Host>,
-    /// Keeps the memory of the slots.
-    memory: Arc<GuestMemory>,
+    attached: Mutex<Attached>,
+}
+
+/// What a machine has of its guest.
+#[derive(Debug, Default)]
+struct Attached {
+    /// Keeps the memory of the slots: dropped only after the VM has let go of it.
+    memory: Option<Arc<GuestMemory>>,
+    /// The read-only part, which the next guest of the same image finds in place.
+    shared: Option<Arc<Shared>>,
+    doorbell: bool,
 }
 
 /// How a core starts.
@@ -73,48 +82,87 @@ pub struct Start {
 }
 
 impl Machine {
-    /// Makes a VM for a guest with this memory, which [`Self::map_memory`] gives it.
+    /// Makes a VM without memory.
     ///
     /// # Errors
     /// The host has no more VMs or descriptors to give.
-    pub fn new(host: &Arc<Host>, memory: &Arc<GuestMemory>) -> Result<Machine, MachineError> {
+    pub fn new(host: &Arc<Host>) -> Result<Arc<Machine>, MachineError> {
         let vm = host.kvm.create_vm().map_err(failed("create a virtual machine"))?;
-        Ok(Machine { vm, host: Arc::clone(host), memory: Arc::clone(memory) })
+        Ok(Arc::new(Machine { vm, host: Arc::clone(host), attached: Mutex::default() }))
     }
 
-    /// Gives the VM its guest's memory: once, before a core runs. May be done while cores are made.
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the VM a guest's memory, before a core runs; the former guest's was taken away by [`Self::detach`]. May be done while cores
+    /// are made.
     ///
     /// # Errors
     /// The host refuses.
-    pub fn map_memory(&self) -> Result<(), MachineError> {
-        for (slot, s) in (0u32..).zip(self.memory.slots()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: if s.read_only { KVM_MEM_READONLY } else { 0 },
-                guest_phys_addr: s.address,
-                memory_size: s.size,
-                userspace_addr: s.host as u64,
-            };
-            // SAFETY: the memory lives as long as `memory`, which this value holds for longer than its VM.
-            unsafe { self.vm.set_user_memory_region(region) }.map_err(failed("set a memory slot"))?;
+    pub fn attach(&self, memory: &Arc<GuestMemory>) -> Result<(), MachineError> {
+        let mut attached = self.attached();
+        let [read_only, own] = memory.slots();
+        let shared = memory.template().shared();
+        if attached.shared.as_ref().is_none_or(|there| !Arc::ptr_eq(there, shared)) {
+            if attached.shared.is_some() {
+                self.set_slot(0, &read_only, 0)?;
+            }
+            self.set_slot(0, &read_only, read_only.size)?;
+            attached.shared = Some(Arc::clone(shared));
+        }
+        self.set_slot(1, &own, own.size)?;
+        attached.memory = Some(Arc::clone(memory));
+        Ok(())
+    }
+
+    /// Takes the guest's memory away. No core may be running.
+    ///
+    /// # Errors
+    /// The host refuses; the memory stays held.
+    pub fn detach(&self) -> Result<(), MachineError> {
+        let mut attached = self.attached();
+        if let Some(memory) = &attached.memory {
+            self.set_slot(1, &memory.slots()[1], 0)?;
+            attached.memory = None;
         }
         Ok(())
     }
 
-    /// Lets the asynchronous doorbell signal `event` without leaving the kernel.
+    /// Sets a slot to `size` bytes of its memory; 0 takes it away.
+    fn set_slot(&self, slot: u32, s: &Slot, size: u64) -> Result<(), MachineError> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: if s.read_only { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: s.address,
+            memory_size: size,
+            userspace_addr: s.host as u64,
+        };
+        // SAFETY: the memory lives as long as `attached` holds it, which is until its slot is taken away or the VM is gone.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(failed("set a memory slot"))
+    }
+
+    /// Lets the asynchronous doorbell signal `event` without leaving the kernel: once for all guests of the machine.
     ///
     /// # Errors
     /// The host refuses.
     pub fn register_doorbell(&self, event: &EventFd) -> Result<(), MachineError> {
-        let address = IoEventAddress::Pio(u64::from(DOORBELL_PORT));
-        self.vm.register_ioevent(event, &address, NoDatamatch).map_err(failed("register the doorbell"))
+        let mut attached = self.attached();
+        if !attached.doorbell {
+            let address = IoEventAddress::Pio(u64::from(DOORBELL_PORT));
+            self.vm
+                .register_ioevent(event, &address, NoDatamatch)
+                .map_err(failed("register the doorbell"))?;
+            attached.doorbell = true;
+        }
+        Ok(())
     }
 
-    /// Makes core `index` of the guest; it runs from `start` on.
+    /// Makes core `index`; it runs once it was told where to begin.
     ///
     /// # Errors
     /// The host has no more virtual CPUs to give.
-    pub fn create_core(&self, index: u32, start: Start) -> Result<Core, MachineError> {
+    pub fn create_core(self: &Arc<Self>, index: u32) -> Result<Core, MachineError> {
         let mut fd = self.vm.create_vcpu(u64::from(index)).map_err(failed("create a virtual CPU"))?;
         fd.set_cpuid2(&self.host.cpuid).map_err(failed("set CPUID"))?;
         fd.set_xcrs(&xcrs(self.host.xcr0)).map_err(failed("set XCR0"))?;
@@ -128,12 +176,8 @@ impl Machine {
         if written != entries.len() {
             return Err(failed("set all MSRs")(kvm_ioctls::Error::new(libc::EIO)));
         }
-        let special = special_registers(index, self.memory.page_tables(), self.host.task_state_type());
-        fd.set_sregs(&special).map_err(failed("set segment registers"))?;
         fd.set_sync_valid_reg(SyncReg::Register);
-        let mut core = Core { fd };
-        core.restart(start);
-        Ok(core)
+        Ok(Core { fd, index, machine: Arc::clone(self) })
     }
 }
 
@@ -194,9 +238,51 @@ fn special_registers(index: u32, page_tables: u64, task_state_type: u8) -> kvm_s
 #[derive(Debug)]
 pub struct Core {
     fd: VcpuFd,
+    index: u32,
+    machine: Arc<Machine>,
 }
 
 impl Core {
+    /// Its machine.
+    #[must_use]
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Points the core to a guest's page tables and first instruction.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn begin(&mut self, page_tables: u64, start: Start) -> Result<(), MachineError> {
+        let special = special_registers(self.index, page_tables, self.machine.host.task_state_type());
+        self.fd.set_sregs(&special).map_err(failed("set segment registers"))?;
+        self.restart(start);
+        Ok(())
+    }
+
+    /// Clears everything that a guest leaves in a core: x87, SSE, AVX and AVX-512 state, debug registers, pending exceptions, segment bases. General
+    /// registers and flags are set when it begins; model-specific registers are out of a guest's reach.
+    ///
+    /// # Errors
+    /// The host refuses: the core must not be used again.
+    pub fn reset(&mut self) -> Result<(), MachineError> {
+        // An instruction that exited is completed at the next entry, on whatever registers there are then: so now.
+        self.fd.set_kvm_immediate_exit(1);
+        let entered = self.fd.run().map(|_| ());
+        self.fd.set_kvm_immediate_exit(0);
+        if !matches!(entered, Err(e) if e.errno() == libc::EINTR) {
+            return Err(failed("complete an exit")(kvm_ioctls::Error::new(libc::EIO)));
+        }
+        // SAFETY: the structure holds all state that XCR0 enables, which was cut to what fits.
+        unsafe { self.fd.set_xsave(&initial_xsave()) }.map_err(failed("reset the vector state"))?;
+        self.fd.set_debug_regs(&kvm_debugregs::default()).map_err(failed("reset the debug registers"))?;
+        self.fd.set_vcpu_events(&kvm_vcpu_events::default()).map_err(failed("reset pending events"))?;
+        let special = special_registers(self.index, 0, self.machine.host.task_state_type());
+        self.fd.set_sregs(&special).map_err(failed("reset segment registers"))?;
+        self.change(|r| *r = kvm_regs { rflags: RFLAGS, ..Default::default() });
+        Ok(())
+    }
+
     /// Runs the core until it exits. Registers that were changed since are loaded first.
     pub fn run(&mut self, attention: &Attention) -> Exit {
         let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
@@ -280,6 +366,20 @@ impl Core {
     pub(crate) fn tsc_khz(&self) -> Result<u32, MachineError> {
         self.fd.get_tsc_khz().map_err(failed("read the frequency of the time-stamp counter"))
     }
+}
+
+/// The state of the x87 and vector registers as the architecture has it after start: all of it in its initial state but the two control words,
+/// which are named so that they are loaded, not kept.
+fn initial_xsave() -> kvm_xsave {
+    const X87_CONTROL: usize = 0;
+    const MXCSR: usize = 6;
+    const PRESENT: usize = 128;
+    let mut xsave = kvm_xsave::default();
+    xsave.region[X87_CONTROL] = 0x37f;
+    xsave.region[MXCSR] = 0x1f80;
+    // x87 and SSE.
+    xsave.region[PRESENT] = 3;
+    xsave
 }
 
 /// The host's time-stamp counter.
