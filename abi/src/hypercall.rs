@@ -24,8 +24,12 @@ pub const TERMINATE: u64 = 3;
 pub const CONSOLE: u64 = 4;
 /// `doorbell(devices)`: serves the rings of these devices ([`DEVICE_NET`], ...) before it returns 0.
 pub const DOORBELL: u64 = 5;
-/// `ready()`: initialisation is done; a template may be taken here. Returns 0.
+/// `ready()`: initialisation is done; a template may be taken here. Returns 0, and [`READY_AGAIN`] in a guest that starts from such a template: its
+/// identity, addresses, arguments, entropy and incarnation in the virtual registers are its own then, time goes on from where the template stood,
+/// and its rings are as they were.
 pub const READY: u64 = 6;
+/// Result of [`READY`] in a guest that starts from a template.
+pub const READY_AGAIN: i64 = 1;
 /// `memory(op, address, length)`: advice on a page-aligned range of the guest's memory. See [`memory`].
 pub const MEMORY: u64 = 7;
 /// `resources(op, a, b, c)`: asks for cores and memory and gives them back. See [`resources`].

@@ -159,10 +159,15 @@ pub fn doorbell_async() {
     crate::testing::doorbell_async();
 }
 
-/// Says that initialisation is done: a template may be taken here.
-pub fn ready() {
-    // SAFETY: no memory is touched.
-    let _ = unsafe { raw2(abi::READY, 0, 0) };
+/// Says that initialisation is done: others may start from here. Such a guest returns with its own addresses, arguments and entropy, and its network
+/// uses them. Returns whether this is one.
+pub fn ready() -> bool {
+    // SAFETY: no memory is touched that the program can see.
+    let again = unsafe { raw2(abi::READY, 0, 0) } == abi::READY_AGAIN;
+    if again {
+        crate::net::take_identity();
+    }
+    again
 }
 
 /// Gives advice on a page-aligned range of the guest's memory that loses no content: every operation of

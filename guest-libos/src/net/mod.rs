@@ -69,21 +69,11 @@ fn with_running<R>(f: impl FnOnce(&mut Stack) -> R) -> Option<R> {
 
 #[cold]
 fn set_up() -> Result<Stack, Error> {
-    use rand_core::Rng;
     let registers = crate::registers();
     let net = &registers.net;
     if net.present == 0 {
         return Err(Error::NoDevice);
     }
-    let addresses = Addresses {
-        mac: net.mac,
-        v4: Ipv4Addr::from(net.ipv4),
-        prefix4: net.prefix4,
-        gateway4: Ipv4Addr::from(net.gateway4),
-        v6: Ipv6Addr::from(net.ipv6),
-        prefix6: net.prefix6,
-        gateway6: Ipv6Addr::from(net.gateway6),
-    };
     let heap = registers.memory_end.saturating_sub(registers.heap_start) as usize;
     // An eighth of the heap, at most, for received frames, and another for large ones to be sent.
     let most = u16::try_from(heap / 8 / RX_BUFFER).unwrap_or(u16::MAX).clamp(RX_LEAST, 256);
@@ -96,13 +86,39 @@ fn set_up() -> Result<Stack, Error> {
     let parts = Parts {
         receiver,
         transmitter,
-        addresses,
+        addresses: addresses(),
         mtu: net.mtu,
         features: net.features,
         with_large: large > 1,
-        seed: crate::random::Generator::new(u64::from_le_bytes(*b"network\0")).next_u64(),
+        seed: seed(),
     };
     Ok(Stack::new(parts, crate::now()))
+}
+
+/// This guest's addresses, as the virtual registers have them now.
+fn addresses() -> Addresses {
+    let net = &crate::registers().net;
+    Addresses {
+        mac: net.mac,
+        v4: Ipv4Addr::from(net.ipv4),
+        prefix4: net.prefix4,
+        gateway4: Ipv4Addr::from(net.gateway4),
+        v6: Ipv6Addr::from(net.ipv6),
+        prefix6: net.prefix6,
+        gateway6: Ipv6Addr::from(net.gateway6),
+    }
+}
+
+/// What the network's choices are made from: different in each incarnation.
+fn seed() -> u64 {
+    use rand_core::Rng;
+    crate::random::Generator::new(u64::from_le_bytes(*b"network\0")).next_u64()
+}
+
+/// This is another guest now, that starts from where the former was ready.
+pub(crate) fn take_identity() {
+    let mtu = crate::registers().net.mtu;
+    with_running(|stack| stack.take_identity(addresses(), mtu, seed(), crate::now()));
 }
 
 #[cfg(not(test))]

@@ -162,19 +162,7 @@ impl Stack {
             exhausted: false,
             counters: Counters::default(),
         };
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = parts.seed.rotate_left(17);
-        let mut interface = Interface::new(config, &mut device, instant(now));
-        interface.update_ip_addrs(|list| {
-            let mut add = |address: IpAddr, prefix: u8| {
-                if !address.is_unspecified() {
-                    // There is room for one address of each kind.
-                    let _ = list.push(IpCidr::new(IpAddress::from(address), prefix));
-                }
-            };
-            add(addresses.v4.into(), addresses.prefix4.min(32));
-            add(addresses.v6.into(), addresses.prefix6.min(128));
-        });
+        let interface = interface(&addresses, parts.seed, &mut device, instant(now));
         let mut timers = Timers::new();
         let others_timer = timers.insert(OTHERS);
         let seed = super::neighbors::Seed(parts.seed);
@@ -198,9 +186,37 @@ impl Stack {
             udp_dirty: Vec::new(),
             others_timer,
             nobody: SocketSet::new(Vec::new()),
-            next_port: 49152 + (parts.seed >> 40) as u16 % 16384,
+            next_port: first_port(parts.seed),
             now: instant(now),
             want_tx_interrupt: false,
+        }
+    }
+
+    /// Goes on as another guest, with its addresses and its own randomness. Listeners and sockets stay; connections were the other's, and are
+    /// aborted.
+    pub(crate) fn take_identity(&mut self, addresses: Addresses, mtu: u16, seed: u64, now: u64) {
+        self.device.neighbors = Neighbors::new(addresses, seed);
+        self.device.destination = None;
+        self.device.mtu = mtu;
+        self.now = instant(now);
+        self.interface = interface(&addresses, seed, &mut self.device, self.now);
+        self.seed = seed;
+        self.next_port = first_port(seed);
+        let hasher = super::neighbors::Seed(seed);
+        let listeners = core::mem::replace(&mut self.listeners, HashMap::with_hasher(hasher));
+        self.listeners.extend(listeners);
+        let udp = core::mem::replace(&mut self.udp, HashMap::with_hasher(hasher));
+        self.udp.extend(udp);
+        self.index.clear();
+        let flows: Vec<usize> = self.flows.iter().map(|(id, _)| id).collect();
+        for id in flows {
+            if self.flows[id].indexed {
+                let (flows, key) = (&self.flows, self.flows[id].key);
+                self.index
+                    .insert_unique(hash(seed, &key), id as u32, |&id| hash(seed, &flows[id as usize].key));
+            }
+            self.flows[id].socket().abort();
+            self.mark(id);
         }
     }
 
@@ -760,6 +776,29 @@ enum Refusal {
 }
 
 #[inline]
+/// smoltcp's interface with these addresses.
+fn interface(addresses: &Addresses, seed: u64, device: &mut Device, now: Instant) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = seed.rotate_left(17);
+    let mut interface = Interface::new(config, device, now);
+    interface.update_ip_addrs(|list| {
+        let mut add = |address: IpAddr, prefix: u8| {
+            if !address.is_unspecified() {
+                // There is room for one address of each kind.
+                let _ = list.push(IpCidr::new(IpAddress::from(address), prefix));
+            }
+        };
+        add(addresses.v4.into(), addresses.prefix4.min(32));
+        add(addresses.v6.into(), addresses.prefix6.min(128));
+    });
+    interface
+}
+
+/// Where the ports of connections that this guest opens begin.
+fn first_port(seed: u64) -> u16 {
+    49152 + (seed >> 40) as u16 % 16384
+}
+
 fn hash(seed: u64, key: &FlowKey) -> u64 {
     let mut hasher = Folding::new(seed);
     let remote = u128::from_ne_bytes(key.remote);

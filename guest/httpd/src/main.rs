@@ -60,10 +60,11 @@ async fn main() -> i32 {
             return 1;
         }
     };
+    guest_libos::hypercall::ready();
+    // Not before: others start from there, with addresses of their own.
     if let Some(address) = net::ipv4() {
         println!("httpd: http://{address}:{port}/ (up to {most} connections)");
     }
-    guest_libos::hypercall::ready();
 
     task::spin_while_timed(number("SPIN", 0) != 0);
     let server = Rc::new(Server::new(Duration::from_secs(number("IDLE_SECONDS", 30) as u64)));

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use foraker_abi::hypercall::READY_AGAIN;
 use foraker_abi::layout::PAGE_SIZE;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
@@ -15,7 +16,7 @@ use foraker_image::{Image, ImageError};
 use foraker_machine::{Core, Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
 use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Template};
-use foraker_net::Port;
+use foraker_net::{Port, RingState};
 use foraker_policy::token_bucket::TokenBucket;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -28,6 +29,7 @@ use crate::machines::Machines;
 use crate::network::{Network, NetworkError, Service};
 use crate::queue::{Queued, WorkerShared, since};
 use crate::report::End;
+use crate::templates::{Candidate, Captured, Key, MOST_CAPTURED};
 use crate::worker::Worker;
 
 /// What a guest gets when neither its image nor its owner says otherwise, bytes.
@@ -105,6 +107,8 @@ pub struct GuestSpec {
     pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
     pub immediate: bool,
+    /// It may start from where one like it was `ready`, and others from where it is.
+    pub from_template: bool,
 }
 
 impl GuestSpec {
@@ -124,6 +128,7 @@ impl GuestSpec {
             console_prefix: false,
             processor: ProcessorSpec::default(),
             immediate: false,
+            from_template: false,
         }
     }
 }
@@ -150,6 +155,8 @@ pub struct LoadedImage {
     shared: Arc<foraker_memory::Shared>,
     /// Its templates, by memory and pages.
     templates: Mutex<Vec<Arc<Template>>>,
+    /// Where its guests stood when they were ready.
+    captured: Mutex<Vec<(Key, Arc<Captured>)>>,
 }
 
 impl LoadedImage {
@@ -163,7 +170,21 @@ impl LoadedImage {
 
     fn of(image: Image) -> Result<Arc<LoadedImage>, CellError> {
         let shared = Arc::new(foraker_memory::Shared::new(&image)?);
-        Ok(Arc::new(LoadedImage { image, shared, templates: Mutex::default() }))
+        Ok(Arc::new(LoadedImage { image, shared, templates: Mutex::default(), captured: Mutex::default() }))
+    }
+
+    /// Where guests of this kind start, if one was captured.
+    fn captured(&self, key: &Key) -> Option<Arc<Captured>> {
+        let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        captured.iter().find(|(k, _)| k == key).map(|(_, there)| Arc::clone(there))
+    }
+
+    /// Keeps where a guest stands, unless there is one already or there are too many.
+    fn keep(&self, key: Key, captured: Captured) {
+        let mut all = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| *k != key) {
+            all.push((key, Arc::new(captured)));
+        }
     }
 
     /// The start of its guests that have so much memory.
@@ -317,6 +338,36 @@ impl Shared {
         self.epoch.checked_add(Duration::from_nanos(at))
     }
 
+    /// A guest is ready: if others are to start from where it is, its state is taken.
+    pub(crate) fn capture(&self, guest: &Guest, core: &mut Core) {
+        let candidate = guest.candidate.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(candidate) = candidate else { return };
+        if candidate.image.captured(&candidate.key).is_some() || guest.memory.resident() > MOST_CAPTURED {
+            return;
+        }
+        // What it has sent is not others' to send.
+        self.serve_guest(guest);
+        match core.save() {
+            Ok(mut core) => {
+                core.set_result(READY_AGAIN);
+                let captured = Captured {
+                    memory: Arc::new(Template::capture(&guest.memory)),
+                    core,
+                    rings: guest.port.as_ref().map_or_else(RingState::default, |port| port.state()),
+                    time: guest.clock.now(),
+                };
+                log::debug!(
+                    "{} is a template of {} bytes and {}",
+                    guest.name,
+                    captured.memory.size(),
+                    captured.core.size()
+                );
+                candidate.image.keep(candidate.key, captured);
+            }
+            Err(e) => log::warn!("{} is no template: {e}", guest.name),
+        }
+    }
+
     /// Takes back the machine of a guest that has ended, if it can be used again.
     pub(crate) fn take_back(&self, mut vcore: Box<VirtualCore>) {
         self.cancel_deadline(&mut vcore);
@@ -431,7 +482,12 @@ impl Cell {
         let worker = self.shared.workers.get(home).filter(|_| alone);
         let _expected = worker.map(WorkerShared::expect);
         let image = &spec.image.image;
-        let template = spec.image.template(spec.memory, spec.pages)?;
+        let key = Key::of(spec);
+        let captured = key.as_ref().and_then(|key| spec.image.captured(key));
+        let template = match &captured {
+            Some(captured) => Arc::clone(&captured.memory),
+            None => spec.image.template(spec.memory, spec.pages)?,
+        };
         let arena = match spec.pages {
             Pages::Small => &self.arena,
             Pages::Large => &self.large_arena,
@@ -445,11 +501,18 @@ impl Cell {
             None => self.make_machine(&memory, worker)?,
         };
         let start = Start { entry: image.entry, stack: STACK_TOP, argument: 0 };
-        core.begin(memory.page_tables(), start)?;
+        match &captured {
+            Some(captured) => core.resume(memory.page_tables(), &captured.core)?,
+            None => core.begin(memory.page_tables(), start)?,
+        }
         let machine = Arc::clone(core.machine());
         let clock = Clock::new(host.tsc_khz(&core)?, host.time_stamps(&core)?);
+        let clock = captured.as_ref().map_or(clock, |captured| clock.set_to(captured.time));
         let port = match (&self.shared.network, &spec.network) {
-            (Some(network), Some(wanted)) => Some(network.add(id, wanted, &memory)?),
+            (Some(network), Some(wanted)) => {
+                let rings = captured.as_ref().map_or_else(RingState::default, |captured| captured.rings);
+                Some(network.add(id, wanted, &memory, rings)?)
+            }
             _ => None,
         };
         let prepared = self.prepare(spec, id, &machine, &memory, &clock, port.as_deref());
@@ -474,6 +537,10 @@ impl Cell {
                 lines: LineBuffer::new(prefix),
                 limit: TokenBucket::new(spec.console_limit, spec.console_limit, 0),
             },
+            candidate: key.filter(|_| captured.is_none()).map(|key| {
+                let image = Arc::clone(&spec.image);
+                Box::new(Candidate { image, key })
+            }),
             cell: Arc::downgrade(&self.shared),
             memory,
         }));
@@ -564,6 +631,8 @@ impl Cell {
         // SAFETY: the page belongs to a guest that does not run yet, is aligned and holds zeros, which are valid for every
         // field; the reference ends before the guest starts.
         let r = unsafe { &mut *r };
+        // What was pending for a template's guest is not this one's.
+        memory.control(0).pending.store(0, Ordering::Relaxed);
         r.magic = MAGIC;
         r.abi_version = foraker_abi::VERSION;
         r.cores = spec.cores;

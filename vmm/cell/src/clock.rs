@@ -34,6 +34,14 @@ impl Clock {
         }
     }
 
+    /// The same clock at `time` now.
+    #[must_use]
+    pub fn set_to(mut self, time: u64) -> Clock {
+        let ticks = (u128::from(time) << 32).div_ceil(u128::from(self.multiplier));
+        self.base = self.base.wrapping_sub(u64::try_from(ticks).unwrap_or(0));
+        self
+    }
+
     /// Writes the clock to the virtual registers of a guest that does not run yet.
     pub fn publish(&self, time: &Time) {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -84,6 +92,8 @@ mod tests {
         let second = clock.at_host(5_000 + 2_500_000_000);
         assert!((999_999_999..=1_000_000_000).contains(&second), "{second}");
         let year = clock.at_host(5_000 + 2_500_000_000 * 86_400 * 365);
+        let later = clock.set_to(3_000_000_000);
+        assert!(later.at_host(5_000).abs_diff(3_000_000_000) < 2, "{}", later.at_host(5_000));
         assert!(year.abs_diff(86_400 * 365 * 1_000_000_000) < 20_000_000, "{year}");
     }
 }

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::console::LineBuffer;
 use crate::queue::{DeadlineKey, Queued};
 use crate::report::{Cause, CounterValues, End, Fault};
+use crate::templates::Candidate;
 
 /// One guest of a cell.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Guest {
     pub(crate) machine: Arc<Machine>,
     pub(crate) cores: Vec<CoreSlot>,
     pub(crate) console: Mutex<ConsoleState>,
+    /// To be captured when it is ready.
+    pub(crate) candidate: Mutex<Option<Box<Candidate>>>,
     pub(crate) cell: Weak<Shared>,
     /// Its transmit ring asks for doorbells.
     pub(crate) must_ring: AtomicBool,
@@ -134,6 +137,7 @@ pub(crate) struct GuestParts {
     pub(crate) cores: u32,
     pub(crate) processor: ProcessorSpec,
     pub(crate) console: ConsoleState,
+    pub(crate) candidate: Option<Box<Candidate>>,
     pub(crate) cell: Weak<Shared>,
 }
 
@@ -155,6 +159,7 @@ impl Guest {
             machine: parts.machine,
             cores: (0..parts.cores).map(slot).collect(),
             console: Mutex::new(parts.console),
+            candidate: Mutex::new(parts.candidate),
             cell: parts.cell,
             must_ring: AtomicBool::new(true),
             processor: parts.processor,

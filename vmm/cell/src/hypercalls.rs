@@ -37,7 +37,11 @@ pub(crate) fn dispatch(cell: &Shared, vcore: &mut VirtualCore) -> After {
     let mut after = After::Continue;
     let guest = Arc::clone(&vcore.guest);
     let result = match number {
-        h::NOP | h::READY => 0,
+        h::NOP => 0,
+        h::READY => {
+            cell.capture(&guest, &mut vcore.core);
+            0
+        }
         h::IDLE => {
             after = After::Idle(a);
             0

@@ -11,6 +11,7 @@
 //! - `worker`: one thread for each processor, which runs cores of many guests. There is no thread per guest.
 //!   `queue`: what others see of a worker: who waits for it, and until when.
 //! - `machines`: the pool of machines that guests run on one after the other.
+//! - `templates`: guests that others start from.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -30,6 +31,7 @@ mod network;
 mod queue;
 pub mod report;
 mod subnet;
+mod templates;
 mod throttled;
 mod worker;
 

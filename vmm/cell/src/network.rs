@@ -224,6 +224,7 @@ impl Network {
         id: u64,
         wanted: &NetworkSpec,
         memory: &GuestMemory,
+        rings: RingState,
     ) -> Result<Arc<Port>, NetworkError> {
         let host_bits = 32 - u32::from(self.prefix);
         let network = self.gateway.to_bits() >> host_bits << host_bits;
@@ -263,7 +264,7 @@ impl Network {
                     over_limit: OverLimit::Wait,
                 },
                 memory: DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?,
-                rings: RingState::default(),
+                rings,
             };
             match self.uplink.switch().add(config) {
                 Err(AddError::Ipv4(_))

@@ -11,8 +11,10 @@ pub mod attention;
 pub mod exit;
 pub mod host;
 pub mod machine;
+mod saved;
 
 pub use attention::Attention;
 pub use exit::Exit;
 pub use host::{Host, HostError};
 pub use machine::{Core, Machine, MachineError, Start};
+pub use saved::Saved;

@@ -48,7 +48,7 @@ pub struct MachineError {
     source: std::io::Error,
 }
 
-fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+pub(crate) fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
     move |e| MachineError { what, source: std::io::Error::from_raw_os_error(e.errno()) }
 }
 
@@ -56,7 +56,7 @@ fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError 
 #[derive(Debug)]
 pub struct Machine {
     vm: VmFd,
-    host: Arc<Host>,
+    pub(crate) host: Arc<Host>,
     attached: Mutex<Attached>,
 }
 
@@ -187,7 +187,7 @@ fn xcrs(xcr0: u64) -> kvm_xcrs {
     x
 }
 
-fn special_registers(index: u32, page_tables: u64, task_state_type: u8) -> kvm_sregs {
+pub(crate) fn special_registers(index: u32, page_tables: u64, task_state_type: u8) -> kvm_sregs {
     let segment = |selector: u16, type_: u8, dpl: u8, code: bool| kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -237,9 +237,9 @@ fn special_registers(index: u32, page_tables: u64, task_state_type: u8) -> kvm_s
 /// One virtual CPU.
 #[derive(Debug)]
 pub struct Core {
-    fd: VcpuFd,
-    index: u32,
-    machine: Arc<Machine>,
+    pub(crate) fd: VcpuFd,
+    pub(crate) index: u32,
+    pub(crate) machine: Arc<Machine>,
 }
 
 impl Core {
@@ -260,19 +260,24 @@ impl Core {
         Ok(())
     }
 
+    /// Completes the instruction that exited. It would be at the next entry, on whatever registers there are then.
+    pub(crate) fn complete_exit(&mut self) -> Result<(), MachineError> {
+        self.fd.set_kvm_immediate_exit(1);
+        let entered = self.fd.run().map(|_| ());
+        self.fd.set_kvm_immediate_exit(0);
+        match entered {
+            Err(e) if e.errno() == libc::EINTR => Ok(()),
+            _ => Err(failed("complete an exit")(kvm_ioctls::Error::new(libc::EIO))),
+        }
+    }
+
     /// Clears everything that a guest leaves in a core: x87, SSE, AVX and AVX-512 state, debug registers, pending exceptions, segment bases. General
     /// registers and flags are set when it begins; model-specific registers are out of a guest's reach.
     ///
     /// # Errors
     /// The host refuses: the core must not be used again.
     pub fn reset(&mut self) -> Result<(), MachineError> {
-        // An instruction that exited is completed at the next entry, on whatever registers there are then: so now.
-        self.fd.set_kvm_immediate_exit(1);
-        let entered = self.fd.run().map(|_| ());
-        self.fd.set_kvm_immediate_exit(0);
-        if !matches!(entered, Err(e) if e.errno() == libc::EINTR) {
-            return Err(failed("complete an exit")(kvm_ioctls::Error::new(libc::EIO)));
-        }
+        self.complete_exit()?;
         // SAFETY: the structure holds all state that XCR0 enables, which was cut to what fits.
         unsafe { self.fd.set_xsave(&initial_xsave()) }.map_err(failed("reset the vector state"))?;
         self.fd.set_debug_regs(&kvm_debugregs::default()).map_err(failed("reset the debug registers"))?;
@@ -370,7 +375,7 @@ impl Core {
 
 /// The state of the x87 and vector registers as the architecture has it after start: all of it in its initial state but the two control words,
 /// which are named so that they are loaded, not kept.
-fn initial_xsave() -> kvm_xsave {
+pub(crate) fn initial_xsave() -> kvm_xsave {
     const X87_CONTROL: usize = 0;
     const MXCSR: usize = 6;
     const PRESENT: usize = 128;

@@ -93,6 +93,12 @@ impl GuestMemory {
         })
     }
 
+    /// Bytes that are there now.
+    #[must_use]
+    pub fn resident(&self) -> u64 {
+        self.range.present().into_iter().map(|range| range.end - range.start).sum()
+    }
+
     /// What it started from.
     #[must_use]
     pub fn template(&self) -> &Arc<Template> {

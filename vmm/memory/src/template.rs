@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use foraker_abi::layout::{CONTROL, DATA_BASE, PAGE_SIZE, SUPERVISOR_BASE};
+use foraker_abi::layout::{
+    BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_STACK, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
+};
 use foraker_image::{Image, Rights};
 
 use crate::guest::{GuestMemory, Pages};
@@ -111,8 +113,12 @@ impl Template {
         let (of, range) = (guest.template(), guest.range());
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut page = vec![0; as_size(PAGE_SIZE)];
+        // What the VMM writes for each guest anew, and what only it can see.
+        let start = of.plan.memory_start;
+        let own = [REGISTERS..CONTROL, BOOT..BOOT + BOOT_SIZE, FAULT_STACK..DATA_BASE];
+        let of_guest = |offset: &u64| !own.iter().any(|own| own.contains(&(start + offset)));
         for present in range.present() {
-            for offset in present.step_by(as_size(PAGE_SIZE)) {
+            for offset in present.step_by(as_size(PAGE_SIZE)).filter(of_guest) {
                 range.copy_out(offset, &mut page);
                 match runs.last_mut() {
                     // Pages of zeros are as good as missing.

@@ -215,6 +215,14 @@ impl Port {
         lock(&self.tx).as_mut().is_some_and(|half| half.queue.pending())
     }
 
+    /// Where the rings stand.
+    #[must_use]
+    pub fn state(&self) -> RingState {
+        let tx = lock(&self.tx).as_ref().map_or(0, |half| half.queue.completed());
+        let rx = lock(&self.rx).as_ref().map_or(0, |half| half.queue.completed());
+        RingState { rx, tx }
+    }
+
     /// Ends the device: when this returns, nobody reaches the guest's memory any more. Returns where the rings stand,
     /// with 0 for a ring that was closed or broken before.
     pub fn close(&self) -> RingState {

@@ -71,6 +71,7 @@ impl Order {
             console_limit: self.console_limit,
             console_prefix: true,
             processor: self.processor,
+            from_template: true,
             immediate: self.immediate,
             ..GuestSpec::new(image, &self.name)
         }
