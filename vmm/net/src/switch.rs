@@ -71,6 +71,7 @@ type Map<K, V> = HashMap<K, V, FxBuildHasher>;
 struct Tables {
     by_mac: Map<u64, Arc<Port>>,
     by_ipv4: Map<u32, Arc<Port>>,
+    /// Without link-local addresses, which say themselves whose they are.
     by_ipv6: Map<u128, Arc<Port>>,
     /// Ports of each network.
     networks: Map<u32, usize>,
@@ -86,7 +87,10 @@ impl Tables {
     }
 
     fn ipv6(&self, address: Ipv6Addr) -> Option<&Arc<Port>> {
-        self.by_ipv6.get(&address.to_bits())
+        match Mac::of_link_local(address) {
+            Some(mac) => self.mac(mac),
+            None => self.by_ipv6.get(&address.to_bits()),
+        }
     }
 }
 
@@ -162,7 +166,11 @@ impl Switch {
             return Err(AddError::Ipv4(v4));
         }
         if let Some(v6) = config.ipv6
-            && (Some(v6) == gateway.ipv6 || v6.is_unspecified() || v6.is_multicast() || v6.is_loopback())
+            && (Some(v6) == gateway.ipv6
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_loopback()
+                || v6.is_unicast_link_local())
         {
             return Err(AddError::Ipv6(v6));
         }
@@ -177,15 +185,13 @@ impl Switch {
         if tables.ipv4(v4).is_some() {
             return Err(AddError::Ipv4(v4));
         }
-        for address in [Some(port.link_local()), port.ipv6()].into_iter().flatten() {
-            if tables.ipv6(address).is_some() {
-                return Err(AddError::Ipv6(address));
-            }
+        if let Some(v6) = port.ipv6().filter(|v6| tables.ipv6(*v6).is_some()) {
+            return Err(AddError::Ipv6(v6));
         }
         tables.by_mac.insert(port.mac().key(), Arc::clone(&port));
         tables.by_ipv4.insert(v4.to_bits(), Arc::clone(&port));
-        for address in [Some(port.link_local()), port.ipv6()].into_iter().flatten() {
-            tables.by_ipv6.insert(address.to_bits(), Arc::clone(&port));
+        if let Some(v6) = port.ipv6() {
+            tables.by_ipv6.insert(v6.to_bits(), Arc::clone(&port));
         }
         *tables.networks.entry(port.network()).or_default() += 1;
         self.count(&tables);
@@ -199,8 +205,8 @@ impl Switch {
         if tables.mac(port.mac()).is_some_and(|there| Arc::ptr_eq(there, port)) {
             tables.by_mac.remove(&port.mac().key());
             tables.by_ipv4.remove(&port.ipv4().to_bits());
-            for address in [Some(port.link_local()), port.ipv6()].into_iter().flatten() {
-                tables.by_ipv6.remove(&address.to_bits());
+            if let Some(v6) = port.ipv6() {
+                tables.by_ipv6.remove(&v6.to_bits());
             }
             if let Some(count) = tables.networks.get_mut(&port.network()) {
                 *count -= 1;
