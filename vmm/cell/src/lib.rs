@@ -10,12 +10,13 @@
 //! - [`guest`]: a guest and where its cores are. A core is owned by a run queue, by a worker or by its slot.
 //! - `worker`: one thread for each processor, which runs cores of many guests. There is no thread per guest.
 //! - `hypercalls`: what a guest may ask for.
-//! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `throttled`: who is above a limit.
+//! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
 //!
 //! Lock order: a core's slot, then a run queue, then whatever is a leaf (console, end events).
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod addresses;
 mod affinity;
 pub mod cell;
 pub mod clock;

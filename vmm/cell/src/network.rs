@@ -11,13 +11,12 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO};
 use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
-use foraker_net::switch::MAX_PORTS;
 use foraker_net::{
     AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
     RingState, Served, Switch, TapError, Uplink,
@@ -25,10 +24,11 @@ use foraker_net::{
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::addresses::{Addresses, Unavailable};
 use crate::affinity::Apart;
 use crate::cell::{NetworkConfig, NetworkSpec, Shared};
 use crate::guest::Guest;
-use crate::subnet::{MTU, create, existing, ipv6_of, name_server};
+use crate::subnet::{MTU, Subnet, create, existing, ipv6_of, name_server};
 use crate::throttled::Throttled;
 use crate::worker::{poll_for, wait};
 
@@ -97,16 +97,14 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Network {
     uplink: Uplink,
-    gateway: Ipv4Addr,
-    prefix: u8,
+    subnet: Subnet,
     service: Service,
     controller: Mutex<RingService>,
     /// The controller's decision, to be read without its lock.
     server: AtomicU8,
     /// Guests by their port's id.
     guests: RwLock<HashMap<u64, Weak<Guest>>>,
-    /// Next address to try, as an offset into the subnet.
-    next_host: Mutex<u32>,
+    addresses: Mutex<Addresses>,
     /// Guests with immediate delivery: frames come one by one.
     immediate: AtomicBool,
     doorbell: EventFd,
@@ -161,11 +159,11 @@ impl Burst {
 
 impl Network {
     pub(crate) fn new(config: &NetworkConfig) -> Result<Network, NetworkError> {
-        let (tap, gateway, prefix) = match &config.tap {
+        let (tap, subnet) = match &config.tap {
             Some(name) => existing(name, config.subnet)?,
             None => create(config.subnet)?,
         };
-        let mac = tap.mac()?;
+        let (mac, gateway) = (tap.mac()?, subnet.gateway());
         let pcap = config
             .pcap
             .as_ref()
@@ -184,12 +182,11 @@ impl Network {
         Ok(Network {
             server: AtomicU8::new(server_code(controller.server())),
             uplink: Uplink::new(tap, switch, pcap),
-            gateway,
-            prefix,
+            subnet,
             service: config.service,
             controller: Mutex::new(controller),
             guests: RwLock::default(),
-            next_host: Mutex::new(2),
+            addresses: Mutex::new(Addresses::new(subnet)),
             immediate: AtomicBool::new(false),
             doorbell: event()?,
             wake: event()?,
@@ -210,12 +207,16 @@ impl Network {
     }
 
     pub(crate) fn description(&self) -> (String, Ipv4Addr, u8) {
-        (self.uplink.link().name().to_owned(), self.gateway, self.prefix)
+        (self.uplink.link().name().to_owned(), self.subnet.gateway(), self.subnet.prefix())
     }
 
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         let c = self.uplink.counters();
         c.rx.drops.iter().chain(c.tx.drops.iter()).map(|(reason, n)| (reason.name(), n)).collect()
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a guest a port with an address of the subnet.
@@ -225,52 +226,38 @@ impl Network {
         wanted: &NetworkSpec,
         memory: &GuestMemory,
     ) -> Result<Arc<Port>, NetworkError> {
-        let host_bits = 32 - u32::from(self.prefix);
-        let network = self.gateway.to_bits() >> host_bits << host_bits;
-        let last = network + (1u32 << host_bits) - 1;
-        let mut next = self.next_host.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let address = match wanted.ipv4 {
-                Some(a) => a,
-                None if network + *next >= last => {
-                    return Err(NetworkError::Full(network.into(), self.prefix));
-                }
-                None => {
-                    *next += 1;
-                    Ipv4Addr::from_bits(network + *next - 1)
-                }
-            };
-            let bits = address.to_bits();
-            if bits <= network || bits >= last || address == self.gateway {
-                if wanted.ipv4.is_some() {
-                    return Err(NetworkError::Outside(address, network.into(), self.prefix));
-                }
-                continue;
-            }
-            let [a, b, c, d] = address.octets();
-            let config = PortConfig {
-                id,
-                network: 0,
-                // Locally administered, and as unique as the address.
-                mac: Mac([0x06, 0x46, a, b, c, d]),
-                ipv4: address,
-                ipv6: Some(ipv6_of(address)),
-                mtu: MTU,
-                limits: Limits {
-                    rx_bandwidth: wanted.rx_bytes,
-                    tx_bandwidth: wanted.tx_bytes,
-                    tx_packets: wanted.tx_packets,
-                    over_limit: OverLimit::Wait,
-                },
-                memory: DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?,
-                rings: RingState::default(),
-            };
-            match self.uplink.switch().add(config) {
-                Err(AddError::Ipv4(_))
-                    if wanted.ipv4.is_none() && self.uplink.switch().ports() < MAX_PORTS => {}
-                other => return Ok(other?),
-            }
+        let memory = DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?;
+        let (network, prefix) = (self.subnet.network(), self.subnet.prefix());
+        let mut addresses = self.addresses();
+        let address = match wanted.ipv4 {
+            Some(address) => addresses.take_this(address).map(|()| address).map_err(|why| match why {
+                Unavailable::Outside => NetworkError::Outside(address, network, prefix),
+                Unavailable::Taken => AddError::Ipv4(address).into(),
+            })?,
+            None => addresses.take().ok_or(NetworkError::Full(network, prefix))?,
+        };
+        let [a, b, c, d] = address.octets();
+        let added = self.uplink.switch().add(PortConfig {
+            id,
+            network: 0,
+            // Locally administered, and as unique as the address.
+            mac: Mac([0x06, 0x46, a, b, c, d]),
+            ipv4: address,
+            ipv6: Some(ipv6_of(address)),
+            mtu: MTU,
+            limits: Limits {
+                rx_bandwidth: wanted.rx_bytes,
+                tx_bandwidth: wanted.tx_bytes,
+                tx_packets: wanted.tx_packets,
+                over_limit: OverLimit::Wait,
+            },
+            memory,
+            rings: RingState::default(),
+        });
+        if added.is_err() {
+            addresses.give_back(address);
         }
+        Ok(added?)
     }
 
     /// What a guest's virtual registers say about its port.
@@ -281,13 +268,13 @@ impl Network {
             mac: port.mac().0,
             mtu: port.mtu(),
             ipv4: port.ipv4().octets(),
-            gateway4: self.gateway.octets(),
+            gateway4: self.subnet.gateway().octets(),
             dns4: name_server().unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
-            prefix4: self.prefix,
+            prefix4: self.subnet.prefix(),
             prefix6: 64,
             reserved0: [0; 2],
             ipv6: port.ipv6().unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
-            gateway6: ipv6_of(self.gateway).octets(),
+            gateway6: ipv6_of(self.subnet.gateway()).octets(),
         }
     }
 
@@ -303,7 +290,15 @@ impl Network {
     /// Takes a port away. When this returns, nobody reaches the guest's memory through it.
     pub(crate) fn remove(&self, port: &Arc<Port>) {
         self.guests.write().unwrap_or_else(PoisonError::into_inner).remove(&port.id());
-        self.uplink.switch().remove(port);
+        let mut addresses = self.addresses();
+        let switch = self.uplink.switch();
+        // Removed before, its address may be another's by now.
+        let there = switch.port_by_ipv4(port.ipv4()).is_some_and(|there| Arc::ptr_eq(&there, port));
+        switch.remove(port);
+        if there {
+            addresses.give_back(port.ipv4());
+        }
+        drop(addresses);
         self.throttled.remove(port);
     }
 

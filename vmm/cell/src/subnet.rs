@@ -14,8 +14,54 @@ const CONGESTION_CONTROL: &str = "cubic";
 /// Frames that wait in the TAP device for a guest.
 const QUEUE: u32 = 4096;
 
+/// The addresses of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Subnet {
+    gateway: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Subnet {
+    /// The subnet of so many bits in which the host has this address.
+    pub(crate) fn new(gateway: Ipv4Addr, prefix: u8) -> Subnet {
+        Subnet { gateway, prefix: prefix.min(32) }
+    }
+
+    /// The host's address.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.gateway
+    }
+
+    /// Bits of the network's part.
+    pub(crate) fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// The host part that addresses everybody.
+    pub(crate) fn broadcast_part(&self) -> u32 {
+        u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
+    }
+
+    /// The first address, which names the subnet.
+    pub(crate) fn network(&self) -> Ipv4Addr {
+        self.address(0)
+    }
+
+    /// The address with this host part.
+    pub(crate) fn address(&self, host: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.gateway.to_bits() & !self.broadcast_part() | host & self.broadcast_part())
+    }
+
+    /// The host part of an address; None if no host of this subnet can have it.
+    pub(crate) fn host_part(&self, address: Ipv4Addr) -> Option<u32> {
+        let host = address.to_bits() & self.broadcast_part();
+        let inside = self.address(host) == address;
+        (inside && (1..self.broadcast_part()).contains(&host)).then_some(host)
+    }
+}
+
 /// Makes a TAP device with the first free subnet, or with the wanted one.
-pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Subnet), NetworkError> {
     for n in 0..=255u8 {
         let subnet = wanted.unwrap_or((Ipv4Addr::new(10, 99, n, 0), 24));
         if wanted.is_none() && host_has_address_in(subnet.0, subnet.1) {
@@ -39,15 +85,12 @@ pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u
         if let Err(e) = tap.set_congestion_control(gateway, subnet.1, CONGESTION_CONTROL) {
             log::info!("{e}");
         }
-        return Ok((tap, gateway, subnet.1));
+        return Ok((tap, Subnet::new(gateway, subnet.1)));
     }
     Err(NetworkError::NoSubnet)
 }
 
-pub(crate) fn existing(
-    name: &str,
-    wanted: Option<(Ipv4Addr, u8)>,
-) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+pub(crate) fn existing(name: &str, wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Subnet), NetworkError> {
     let tap = Tap::open_existing(name)?;
     let (gateway, prefix) = match (tap.ipv4()?, wanted) {
         (Some(own), _) => own,
@@ -59,7 +102,7 @@ pub(crate) fn existing(
         (None, None) => return Err(NetworkError::NoSubnet),
     };
     tap.up()?;
-    Ok((tap, gateway, prefix))
+    Ok((tap, Subnet::new(gateway, prefix)))
 }
 
 /// The IPv6 address that goes with an IPv4 address: unique-local, with the IPv4 address at the end.
