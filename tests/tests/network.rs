@@ -162,6 +162,25 @@ fn the_subnet_and_address_are_as_asked() {
 }
 
 #[test]
+fn every_guest_of_a_large_subnet_has_working_ipv6() {
+    if !std::path::Path::new("/proc/net/if_inet6").exists() {
+        eprintln!("this kernel has no IPv6");
+        return;
+    }
+    let program = image("httpd").display().to_string();
+    let (one, two) = (["--name", "one", "--ip", "10.95.3.7"], ["--name", "two", "--ip", "10.95.255.254"]);
+    let mut arguments = vec!["--subnet", "10.95.0.0/16"];
+    arguments.extend(one.iter().chain([&program.as_str(), &"+"]).chain(&two).chain([&program.as_str()]));
+    let running = launch(arguments);
+    for address in ["[fd46:4b00:a5f::307]:80", "[fd46:4b00:a5f::fffe]:80"] {
+        let server: SocketAddr = address.parse().expect("an address");
+        http::wait_until_serving(server, LIMIT);
+        assert_eq!(http::get(server, "/bytes/99999").expect("an answer").body.len(), 99_999);
+    }
+    assert_eq!(running.stop().status, 0);
+}
+
+#[test]
 fn several_published_ports_on_one_guest() {
     let (one, two) = (free_port(), free_port());
     let (a, b) = (format!("{one}:80"), format!("127.0.0.1:{two}:80"));

@@ -28,7 +28,7 @@ use crate::addresses::{Addresses, Unavailable};
 use crate::affinity::Apart;
 use crate::cell::{NetworkConfig, NetworkSpec, Shared};
 use crate::guest::Guest;
-use crate::subnet::{MTU, Subnet, create, existing, ipv6_of, name_server};
+use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
 use crate::worker::{poll_for, wait};
 
@@ -172,7 +172,8 @@ impl Network {
                     .map_err(|e| NetworkError::Pcap(path.display().to_string(), e))
             })
             .transpose()?;
-        let switch = Arc::new(Switch::new(Gateway { mac, ipv4: gateway, ipv6: Some(ipv6_of(gateway)) }));
+        let switch =
+            Arc::new(Switch::new(Gateway { mac, ipv4: gateway, ipv6: Some(subnet.ipv6_of(gateway)) }));
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(NetworkError::Os);
         let mut controller = RingService::new(Tuning::default());
         let epoch = Instant::now();
@@ -243,7 +244,7 @@ impl Network {
             // Locally administered, and as unique as the address.
             mac: Mac([0x06, 0x46, a, b, c, d]),
             ipv4: address,
-            ipv6: Some(ipv6_of(address)),
+            ipv6: Some(self.subnet.ipv6_of(address)),
             mtu: MTU,
             limits: Limits {
                 rx_bandwidth: wanted.rx_bytes,
@@ -271,10 +272,10 @@ impl Network {
             gateway4: self.subnet.gateway().octets(),
             dns4: name_server().unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
             prefix4: self.subnet.prefix(),
-            prefix6: 64,
+            prefix6: IPV6_PREFIX,
             reserved0: [0; 2],
             ipv6: port.ipv6().unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
-            gateway6: ipv6_of(self.subnet.gateway()).octets(),
+            gateway6: self.subnet.ipv6_of(self.subnet.gateway()).octets(),
         }
     }
 
