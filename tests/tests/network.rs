@@ -125,6 +125,50 @@ fn guests_talk_to_each_other() {
     assert!(ended.stdout.contains("asker| ok net.echo"), "{ended}");
 }
 
+/// What guests of another network see of an echo server is that there is none; the host reaches both.
+#[test]
+fn guests_of_different_networks_are_apart() {
+    let (echo, program) = (image("echo").display().to_string(), image("conformance").display().to_string());
+    let asker = |network| {
+        [
+            "+",
+            "--name",
+            "asker",
+            "--network",
+            network,
+            "-e",
+            "PEER=10.95.64.77",
+            "-e",
+            "UNSTABLE_CLOCK=1",
+            &program,
+        ]
+        .map(str::to_owned)
+    };
+    for (network, apart) in [("blue", false), ("red", true)] {
+        let mut arguments = ["--json", "--subnet", "10.95.64.0/24", "--name", "peer", "--ip", "10.95.64.77"]
+            .into_iter()
+            .chain(["--network", "blue", &echo])
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        arguments.extend(asker(network));
+        let mut running = launch(arguments);
+        running.wait_for(Duration::from_secs(60), "the closing line", |text| {
+            text.contains("asker| conformance: ")
+        });
+        let mut stream = connect(Ipv4Addr::new(10, 95, 64, 77), 7);
+        stream.write_all(b"there").expect("sent");
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).expect("received");
+        drop(stream);
+        let ended = running.stop();
+        let lines = |sign: &str| ended.stderr.lines().filter(|line| line.starts_with(sign)).count();
+        // The gateway is the first that is asked, the peer the second.
+        assert_eq!(lines("asker| ok net.arp_target"), if apart { 1 } else { 2 }, "{network}: {ended}");
+        assert_eq!(ended.report().guest("asker").dropped("isolated") > 0, apart, "{network}: {ended}");
+        assert_eq!(ended.status == 0, !apart, "{network}: {ended}");
+    }
+}
+
 #[test]
 fn two_launches_at_the_same_time() {
     let (mut first, one) = httpd(&[], &[]);

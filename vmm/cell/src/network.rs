@@ -172,8 +172,8 @@ impl Network {
                     .map_err(|e| NetworkError::Pcap(path.display().to_string(), e))
             })
             .transpose()?;
-        let switch =
-            Arc::new(Switch::new(Gateway { mac, ipv4: gateway, ipv6: Some(subnet.ipv6_of(gateway)) }));
+        let host = Gateway { mac, ipv4: gateway, ipv6: Some(subnet.ipv6_of(gateway)) };
+        let switch = Arc::new(Switch::beside(host, subnet.elsewhere(config.others)));
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(NetworkError::Os);
         let mut controller = RingService::new(Tuning::default());
         let epoch = Instant::now();
@@ -240,7 +240,7 @@ impl Network {
         let [a, b, c, d] = address.octets();
         let added = self.uplink.switch().add(PortConfig {
             id,
-            network: 0,
+            network: wanted.network,
             // Locally administered, and as unique as the address.
             mac: Mac([0x06, 0x46, a, b, c, d]),
             ipv4: address,

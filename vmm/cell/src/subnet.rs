@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use foraker_net::{Tap, TapError};
+use foraker_net::{Elsewhere, Tap, TapError};
 
 use crate::network::NetworkError;
 
@@ -16,6 +16,8 @@ const CONGESTION_CONTROL: &str = "cubic";
 pub(crate) const IPV6_SITE: u32 = 0xfd46_4b00;
 /// Bits of a cell's IPv6 prefix.
 pub(crate) const IPV6_PREFIX: u8 = 64;
+/// Where launches and the cells of supervisors have their subnets unless they are told otherwise.
+const CELLS: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 99, 0, 0), Ipv4Addr::new(10, 109, 255, 255));
 /// Frames that wait in the TAP device for a guest.
 const QUEUE: u32 = 4096;
 
@@ -63,6 +65,19 @@ impl Subnet {
         let network = u128::from(self.network().to_bits());
         let host = u128::from(address.to_bits() & self.broadcast_part());
         Ipv6Addr::from_bits(u128::from(IPV6_SITE) << 96 | network << 64 | host)
+    }
+
+    /// Where other cells of the host have guests: in the usual places, and in these.
+    pub(crate) fn elsewhere(&self, others: Option<(Ipv4Addr, Ipv4Addr)>) -> Elsewhere {
+        let own6 = (self.ipv6_of(self.gateway), IPV6_PREFIX);
+        let site = Ipv6Addr::from_bits(u128::from(IPV6_SITE) << 96);
+        let usual = Elsewhere::none_but_own((self.gateway, self.prefix), own6)
+            .and(CELLS.0, CELLS.1)
+            .and_ipv6(site, 32);
+        match others {
+            Some((first, last)) => usual.and(first, last),
+            None => usual,
+        }
     }
 
     /// The host part of an address; None if no host of this subnet can have it.

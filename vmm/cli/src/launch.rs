@@ -13,6 +13,7 @@ use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConf
 use foraker_publish::Published;
 
 use crate::args::{GuestOptions, Launch, Service};
+use crate::networks::Networks;
 use crate::report::{NetworkReport, Report};
 use crate::signals::Signals;
 use crate::{logger, manifest, report};
@@ -32,10 +33,18 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     logger::start(launch.cell.log_level.filter());
     let signals = Signals::take().context("cannot take over signals")?;
     let all: Vec<_> = std::iter::once(&launch.first).chain(&launch.more).collect();
-    let mut images = HashMap::new();
+    let (mut images, mut networks) = (HashMap::new(), Networks::default());
     let mut specs = Vec::new();
     for options in &all {
-        specs.push(spec(options, all.len() > 1, &mut images)?);
+        let mut spec = spec(options, all.len() > 1, &mut images)?;
+        match (&mut spec.network, &options.network) {
+            (Some(network), Some(name)) => network.network = networks.number(name),
+            (None, Some(name)) => {
+                bail!("guest {} has no network, so it cannot be in {name}: add --net", spec.name)
+            }
+            (_, None) => {}
+        }
+        specs.push(spec);
     }
     for (i, s) in specs.iter().enumerate() {
         if specs.iter().take(i).any(|other| other.name == s.name) {
@@ -71,6 +80,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let network = specs.iter().any(|s| s.network.is_some()).then(|| NetworkConfig {
         tap: launch.cell.tap.clone(),
         subnet: launch.cell.subnet,
+        others: None,
         pcap: launch.cell.pcap.clone(),
         service: match launch.cell.service {
             Service::Auto => foraker_cell::Service::Auto,
@@ -214,6 +224,7 @@ pub(crate) fn spec(
         environment,
         network: network.then(|| NetworkSpec {
             ipv4: o.ip,
+            network: 0,
             rx_bytes: o.rx_bandwidth.or(m.limits.rx_bandwidth),
             tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
             tx_packets: o.tx_packets.or(m.limits.tx_packets),

@@ -56,7 +56,8 @@ pub(crate) fn run_cell(process: &CellProcess) -> anyhow::Result<u8> {
     raise_descriptor_limit();
     // SAFETY: the standard input is this process' own, and nobody else here uses it.
     let channel = unsafe { UnixStream::from_raw_fd(libc::STDIN_FILENO) };
-    let options = cell::Options { workers: process.workers, subnet: process.subnet, arena: ARENA };
+    let (subnet, others) = (process.subnet, process.subnets);
+    let options = cell::Options { workers: process.workers, subnet, others, arena: ARENA };
     cell::run(channel, &options).with_context(|| format!("cell {}", process.number))?;
     Ok(0)
 }
@@ -89,6 +90,9 @@ fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
 pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     if !run.guest.publish.is_empty() {
         bail!("the supervisor publishes no ports yet: connect to the guest's address, or use `vmm launch`");
+    }
+    if run.guest.network.is_some() {
+        bail!("guests of the supervisor share one network: keep networks apart with `vmm launch --network`");
     }
     let mut spec = launch::spec(&run.guest, false, &mut HashMap::new())?;
     let image = std::path::absolute(run.guest.image()).context("cannot find the image")?;

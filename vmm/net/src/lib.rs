@@ -86,6 +86,7 @@
 )]
 
 pub mod counters;
+pub mod elsewhere;
 pub mod frame;
 mod link;
 pub mod memory;
@@ -106,6 +107,7 @@ mod transmit;
 mod uplink;
 
 pub use counters::{Counters, DropReason, Drops};
+pub use elsewhere::Elsewhere;
 pub use frame::Mac;
 pub use link::Link;
 pub use memory::{DeviceMemory, MemoryError};

@@ -66,7 +66,7 @@ pub struct RingState {
 pub struct PortConfig {
     /// The guest's identity, as the caller knows it.
     pub id: u64,
-    /// Ports of different networks cannot reach each other.
+    /// Ports of different networks cannot reach each other; only [`crate::elsewhere::SHARED`] reaches those of other switches.
     pub network: u32,
     /// Ethernet address.
     pub mac: Mac,

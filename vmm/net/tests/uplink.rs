@@ -101,6 +101,25 @@ fn frames_of_every_size_arrive_whole() {
     }
 }
 
+/// What may be another network's is not read into a guest's memory before it is decided upon, also if the guest is the only one.
+#[test]
+fn a_network_of_its_own_is_not_read_into_directly() {
+    for (network, direct) in [(0, true), (3, false)] {
+        let mut cell = Cell::new(&[Limits::default()]);
+        cell.switch.remove(&cell.ports[0]);
+        cell.guests[0] = Guest::new(2);
+        cell.ports[0] = cell.switch.add(cell.guests[0].port(network, Limits::default())).expect("room");
+        cell.guests[0].give(256, 16384);
+        let (header, frame) = large(HOST, (cell.guests[0].mac, cell.guests[0].ipv4), 60_000);
+        for _ in 0..4 {
+            cell.uplink.link().host_sends(header, &frame);
+        }
+        assert_eq!(cell.receive(0), Served::Drained);
+        assert_eq!(cell.uplink.link().scattered() > 0, direct, "network {network}");
+        assert_eq!(cell.ports[0].counters().rx.frames(), 4);
+    }
+}
+
 #[test]
 fn every_split_of_a_transmit_buffer_is_the_same_frame() {
     let mut cell = Cell::new(&[Limits::default()]);

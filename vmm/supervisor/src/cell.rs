@@ -25,6 +25,8 @@ pub struct Options {
     pub workers: usize,
     /// IPv4 subnet: network address and prefix bits.
     pub subnet: (Ipv4Addr, u8),
+    /// First and last address of all cells' guests.
+    pub others: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Address space for guests' memory, bytes.
     pub arena: u64,
 }
@@ -51,7 +53,8 @@ impl State {
 /// # Errors
 /// The cell cannot be made, or the channel breaks.
 pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> {
-    let network = NetworkConfig { subnet: Some(options.subnet), ..NetworkConfig::default() };
+    let network =
+        NetworkConfig { subnet: Some(options.subnet), others: options.others, ..NetworkConfig::default() };
     let config = Config {
         workers: options.workers,
         arena: options.arena,
