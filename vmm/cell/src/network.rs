@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO};
+use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO, MAX_FRAME};
 use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
 use foraker_net::{
-    AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
-    RingState, Served, Switch, TapError, Uplink,
+    AddError, DeficitRoundRobin, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap,
+    Port, PortConfig, RingState, Served, Switch, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
@@ -84,6 +84,10 @@ const SERVICE_LIMIT: Duration = Duration::from_millis(4);
 const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
+/// Bytes of a guest that one exit sends: about a millisecond of its worker's time.
+const EXIT_BYTES: usize = 4 << 20;
+/// Bytes that a guest may send in a turn while others wait: a few of the largest frames, so that taking turns costs little.
+const QUANTUM: usize = 256 << 10;
 /// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
 const RING_LOOKS: u32 = 64;
 /// Most calls for one guest in a row.
@@ -92,6 +96,9 @@ const CALLS: usize = 4;
 thread_local! {
     static NOTICES: RefCell<Notices> = RefCell::new(Notices::new());
 }
+
+/// Guests that have something to send, in the uplink's thread.
+type Turns = DeficitRoundRobin<Arc<Port>>;
 
 /// The network of a cell.
 #[derive(Debug)]
@@ -362,41 +369,60 @@ impl Network {
         })
     }
 
-    /// Sends what waits in a guest's transmit ring. Returns the frames moved.
+    /// Sends what waits in a guest's transmit ring, as much as may hold its worker up; the uplink's thread sends the rest. Returns the frames moved.
     fn transmit(&self, port: &Arc<Port>) -> usize {
         NOTICES.with_borrow_mut(|notices| {
-            let mut frames = 0;
+            let (mut frames, mut bytes) = (0, 0);
             for _ in 0..CALLS {
-                let work = self.uplink.transmit(port, BUDGET, self.now(), notices);
+                let work = self.uplink.transmit(port, BUDGET, EXIT_BYTES - bytes, self.now(), notices);
                 frames += work.frames;
+                bytes += work.bytes.min(EXIT_BYTES - bytes);
                 self.act(notices);
                 if let Served::Throttled { until_ns } = work.served {
                     self.throttle(port, until_ns);
                 }
                 if work.served != Served::More {
+                    return frames;
+                }
+                if EXIT_BYTES - bytes < MAX_FRAME {
                     break;
                 }
+            }
+            self.throttle(port, self.now());
+            frames
+        })
+    }
+
+    /// Has those send who stand in line, and those whose limits have held them up long enough: each a quantum, in its turn. Returns the frames moved.
+    fn serve_turns(&self, turns: &mut Turns) -> usize {
+        while self.throttled.next().is_some_and(|at| at <= self.now())
+            && let Some(port) = self.throttled.pop(self.now())
+        {
+            turns.join(port.id(), port);
+        }
+        NOTICES.with_borrow_mut(|notices| {
+            let mut frames = 0;
+            for _ in 0..turns.len() {
+                let Some(turn) = turns.begin() else { break };
+                // While nobody else waits, a long turn is at nobody's cost.
+                let bytes = if turns.is_empty() { EXIT_BYTES } else { turn.credit() };
+                let work = self.uplink.transmit(turn.sender(), BUDGET, bytes, self.now(), notices);
+                frames += work.frames;
+                self.act(notices);
+                if let Served::Throttled { until_ns } = work.served {
+                    self.throttle(turn.sender(), until_ns);
+                }
+                turns.finish(turn, work.bytes, work.served == Served::More);
             }
             frames
         })
     }
 
-    /// What a guest sends above its limits waits in its ring. Its own exits do not help it on: the uplink's thread sleeps until then.
+    /// What a guest sends above its limits, or above what its exits may send, waits in its ring. Its own exits do not help it on: the uplink's thread sleeps until then.
     fn throttle(&self, port: &Arc<Port>, until: u64) {
         if self.throttled.insert(port, until) {
             self.wake_uplink();
         }
-    }
-
-    /// Sends what limits have held up long enough. Returns the frames moved.
-    fn resume_throttled(&self) -> usize {
-        let mut frames = 0;
-        while self.throttled.next().is_some_and(|at| at <= self.now())
-            && let Some(port) = self.throttled.pop(self.now())
-        {
-            frames += self.transmit(&port);
-        }
-        frames
     }
 
     /// Whether a guest has frames that may be sent now.
@@ -433,20 +459,22 @@ impl Network {
     /// The uplink's thread.
     pub(crate) fn serve_uplink(cell: &Shared) {
         let Some(network) = &cell.network else { return };
+        let mut turns = Turns::new(QUANTUM, MAX_FRAME);
         while !cell.is_stopping() {
             if network.server() == Server::Worker {
                 // Workers serve; what they cannot do is to send later what is above a limit now, while they run something else.
-                let timeout = network.throttled.next().map(|at| network.left_until(at));
+                let waiting = network.throttled.next().map(|at| network.left_until(at));
+                let timeout = if turns.is_empty() { waiting } else { Some(Duration::ZERO) };
                 wait(&mut [poll_for(network.wake.as_raw_fd())], timeout);
                 let _ = network.wake.read();
-                network.resume_throttled();
+                network.serve_turns(&mut turns);
             } else {
-                network.serve_while_wanted(cell);
+                network.serve_while_wanted(cell, &mut turns);
             }
         }
     }
 
-    fn serve_while_wanted(&self, cell: &Shared) {
+    fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns) {
         let mut running: Vec<Arc<Guest>> = Vec::new();
         // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
         let mut owed = 0usize;
@@ -470,13 +498,12 @@ impl Network {
             // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
             // waits for its guest's ring is tried again at each of these looks.
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
-            let mut sent = 0;
             for port in running.iter().filter_map(|g| g.port.as_ref()) {
                 if self.has_work(port) {
-                    sent += self.transmit(port);
+                    turns.join(port.id(), Arc::clone(port));
                 }
             }
-            sent += self.resume_throttled();
+            let sent = self.serve_turns(turns);
             owed = (owed + received).saturating_sub(sent);
             if received + sent > 0 {
                 spins = 1;
