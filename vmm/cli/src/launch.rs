@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages};
-use foraker_publish::Published;
+use foraker_publish::Publisher;
 
 use crate::args::{GuestOptions, Launch, Service};
 use crate::networks::Networks;
@@ -60,6 +60,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             bail!("{} bytes of memory for {} are too much: a guest can have 64G at most", s.memory, s.name);
         }
     }
+    let mut publisher = None;
     let mut listeners = Vec::new();
     for (options, spec) in all.iter().zip(&specs) {
         for p in &options.publish {
@@ -70,7 +71,11 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
                     p.guest
                 );
             }
-            listeners.push((spec.name.clone(), foraker_publish::listen(p.host)?, p.guest));
+            let publisher = match &publisher {
+                Some(publisher) => publisher,
+                None => publisher.insert(Publisher::start().context("cannot serve published ports")?),
+            };
+            listeners.push((spec.name.clone(), publisher.listen(p.host)?, p.guest));
         }
     }
 
@@ -116,11 +121,8 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
         if let Some(g) = guests.iter().find(|g| g.name == name)
             && let Some(p) = &g.port
         {
-            published.push(Published::new(listener, SocketAddr::new(p.ipv4().into(), port)));
+            published.push(listener.pass_to(SocketAddr::new(p.ipv4().into(), port)));
         }
-    }
-    if !published.is_empty() {
-        foraker_publish::serve(published).context("cannot serve published ports")?;
     }
     if let Some((tap, address, bits)) = cell.network() {
         log::info!("network {tap}: {address}/{bits}");

@@ -88,9 +88,6 @@ fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
 
 /// Has guests run.
 pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
-    if !run.guest.publish.is_empty() {
-        bail!("the supervisor publishes no ports yet: connect to the guest's address, or use `vmm launch`");
-    }
     if run.guest.network.is_some() {
         bail!("guests of the supervisor share one network: keep networks apart with `vmm launch --network`");
     }
@@ -99,8 +96,9 @@ pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     spec.name = spec.name.trim().to_owned();
     let mut order = Order::of(&spec).context("the image is no file")?;
     order.image = image;
+    order.publish = run.guest.publish.iter().map(|p| (p.host, p.guest)).collect();
     let (count, wait) = (run.count, !run.detach);
-    let request = Request::Run { order, count, restart: run.restart.clone(), wait };
+    let request = Request::Run { order: Box::new(order), count, restart: run.restart.clone(), wait };
     let Reply::Taken { first, last, open } = ask(&run.socket.path(), &request)? else {
         bail!("the supervisor answered something else");
     };

@@ -525,6 +525,7 @@ mod tests {
             environment: Vec::new(),
             network: Some(foraker_cell::NetworkSpec::default()),
             console_limit: 0,
+            publish: Vec::new(),
         }
     }
 
