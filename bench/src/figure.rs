@@ -107,7 +107,7 @@ impl Figure {
             }
         };
         format!(
-            "{:<7} {:<22} {:>10} {:<8} {against}  n={:<3} {}..{} (±{:.0} %)  {verdict}",
+            "{:<10} {:<22} {:>10} {:<8} {against}  n={:<3} {}..{} (±{:.0} %)  {verdict}",
             self.id,
             self.what,
             number(self.value),
@@ -126,7 +126,7 @@ impl Figure {
 #[must_use]
 pub fn header() -> String {
     format!(
-        "{:<7} {:<22} {:>10} {:<8} {:>10} {:<22} {:>8}  runs, min..max",
+        "{:<10} {:<22} {:>10} {:<8} {:>10} {:<22} {:>8}  runs, min..max",
         "id", "what", "value", "unit", "baseline", "", "ratio"
     )
 }

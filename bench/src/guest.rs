@@ -24,6 +24,26 @@ pub struct Artifacts {
     pub floor: PathBuf,
     /// Folder of the images.
     pub images: PathBuf,
+    /// Whether what benchmarks need is built first.
+    build: bool,
+}
+
+/// Folder of the workspace.
+fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package stands in no workspace")
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(arguments)
+        .current_dir(root()?)
+        // Standard output is for figures.
+        .stdout(io::stderr())
+        .status()
+        .context("cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
 }
 
 impl Artifacts {
@@ -35,21 +55,7 @@ impl Artifacts {
     pub fn find(build: bool, images: Option<PathBuf>) -> Result<Artifacts> {
         let program = env::current_exe().context("cannot find this program's file")?;
         let folder = program.parent().context("this program stands in no folder")?;
-        let root =
-            Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package stands in no workspace")?;
         if build {
-            let cargo = |arguments: &[&str]| -> Result<()> {
-                let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-                let status = Command::new(cargo)
-                    .args(arguments)
-                    .current_dir(root)
-                    // Standard output is for figures.
-                    .stdout(io::stderr())
-                    .status()
-                    .context("cargo")?;
-                ensure!(status.success(), "cargo {} failed", arguments.join(" "));
-                Ok(())
-            };
             eprintln!("bench: building the command and the images");
             cargo(&[
                 "build",
@@ -66,11 +72,29 @@ impl Artifacts {
             ])?;
             cargo(&["xtask", "images"])?;
         }
-        Ok(Artifacts {
-            vmm: folder.join("vmm"),
-            floor: folder.join("bench-floor"),
-            images: images.unwrap_or_else(|| root.join("target/images")),
-        })
+        let images = match images {
+            Some(images) => images,
+            None => root()?.join("target/images"),
+        };
+        Ok(Artifacts { vmm: folder.join("vmm"), floor: folder.join("bench-floor"), images, build })
+    }
+
+    /// The image of a guest that stands in a workspace of its own and is no part of the images: the file
+    /// without a manifest. Builds it first, unless what is there is to be used.
+    ///
+    /// # Errors
+    /// When the build fails or the file is missing.
+    pub fn apart(&self, name: &str) -> Result<PathBuf> {
+        let manifest = format!("guest/{name}/Cargo.toml");
+        let build =
+            ["build", "--quiet", "--release", "--manifest-path", &manifest, "--target-dir", "target/apart"];
+        if self.build {
+            eprintln!("bench: building guest/{name}");
+            cargo(&build)?;
+        }
+        let path = root()?.join("target/apart/x86_64-unknown-linux-gnu/release").join(name);
+        ensure!(path.is_file(), "{} is missing; build it with: cargo {}", path.display(), build.join(" "));
+        Ok(path)
     }
 
     /// The image of this name.
@@ -123,8 +147,22 @@ impl Artifacts {
         arguments: &[&str],
         port: u16,
     ) -> Result<Running> {
+        self.serve_file(subnets, options, &self.image(image)?, arguments, port)
+    }
+
+    /// As [`serve`](Self::serve), with the image at a path.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub fn serve_file(
+        &self,
+        subnets: &mut GuestSubnets,
+        options: &[&str],
+        image: &Path,
+        arguments: &[&str],
+        port: u16,
+    ) -> Result<Running> {
         let (subnet, address) = subnets.take()?;
-        let image = self.image(image)?;
         let image = image.to_str().context("the image's path is not text")?;
         let mut all = vec!["--net", "--subnet", &subnet];
         all.extend(options);

@@ -312,7 +312,9 @@ fn a_limit_of_packets_holds() {
     let report = ended.report();
     let guest = &report.guests[0];
     // It may send so many, and a tenth of a second's worth at once at the start.
-    let (least, most) = (1000 * (limit - 1), 1000 * (limit + 1));
+    let most = 1000 * (limit + 1);
+    // An emulated machine that is busy with other things may not come to send what is allowed.
+    let least = if emulated() { 700 * limit } else { 1000 * (limit - 1) };
     assert!((least..=most).contains(&guest.counter("tx_frames")), "{least} to {most}: {guest:?}");
     assert_eq!(guest.dropped("rate_limited"), 0, "{guest:?}");
 }

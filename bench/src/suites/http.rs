@@ -27,7 +27,7 @@ const BUSY: u32 = 64;
 /// Idle connections beside the active ones.
 const IDLE: usize = 4000;
 const IMAGE: &str = "httpd";
-const PORT: u16 = 80;
+pub(super) const PORT: u16 = 80;
 
 /// Measures everything of this ID.
 ///

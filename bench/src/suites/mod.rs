@@ -13,6 +13,7 @@ pub mod bulk;
 pub mod documents;
 pub mod exit;
 pub mod http;
+pub mod http_crate;
 pub mod interrupts;
 pub mod launch;
 pub mod path;
@@ -78,6 +79,13 @@ pub const SUITES: &[Suite] = &[
         id: "http",
         about: "HTTP requests per second by connections, exits per request, 64 connections beside 4,000 idle ones",
         run: http::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "http_crate",
+        about: "HTTP requests per second of a server made of the crate `picoserve`, beside the own one",
+        run: http_crate::run,
         guests: true,
         network: true,
     },

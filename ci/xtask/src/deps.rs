@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     process, terminal,
-    workspace::{TARGET, Workspace},
+    workspace::{TARGET, TREES, Workspace},
 };
 
 /// The part of `deny.toml` that is checked here.
@@ -99,7 +99,7 @@ pub(crate) fn check(workspace: &Workspace) -> Result<bool> {
 /// Packages of the workspace and of the trees beside it, each version once.
 fn packages(workspace: &Workspace) -> Result<Vec<Package>> {
     let mut all = BTreeMap::new();
-    for manifest in ["Cargo.toml", "tests/fuzz/Cargo.toml", "guest/template/Cargo.toml"] {
+    for manifest in TREES {
         let path: PathBuf = workspace.root.join(manifest);
         if !path.is_file() {
             continue;

@@ -18,6 +18,10 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// it repeats these.
 pub(crate) const STATIC: [&str; 4] = ["-C", "target-feature=+crt-static", "-C", "relocation-model=static"];
 
+/// The manifests of all workspaces of the tree.
+pub(crate) const TREES: [&str; 4] =
+    ["Cargo.toml", "tests/fuzz/Cargo.toml", "guest/httpd-picoserve/Cargo.toml", "guest/template/Cargo.toml"];
+
 /// The source tree.
 #[derive(Clone, Debug)]
 pub(crate) struct Workspace {

@@ -34,7 +34,7 @@ pub async fn resolve(name: &str, family: Family) -> Result<IpAddr, Error> {
     resolve_all(name, family).await?.first().copied().ok_or(Error::NoSuchName)
 }
 
-/// All addresses of `name` of a kind.
+/// All addresses of `name` of a kind, at most 16. There is no TCP to ask again with: what a truncated answer holds is taken.
 ///
 /// # Errors
 /// As for [`resolve`].

@@ -163,8 +163,8 @@ primitives! {
 pub(crate) mod offset {
     /// `int3`: behind one byte.
     pub(crate) const INT3: u64 = 1;
-    /// `int 3`: behind two bytes.
-    pub(crate) const INT_3: u64 = 2;
+    /// `int 3` and `int 4`: behind two bytes.
+    pub(crate) const INT_N: u64 = 2;
     /// `icebp`: behind one byte.
     pub(crate) const ICEBP: u64 = 1;
     /// Behind `pushfq` (1), `or` (7), `popfq` (1) and `nop` (1).

@@ -2,6 +2,7 @@
 //!
 //! - `probe hypercall BATCHES CALLS`: round trip of a hypercall that does nothing; one line for each batch.
 //! - `probe idle`: says so, and then rests until it is asked to stop: what a live idle guest costs.
+//! - `probe resolve 4|6 NAME...`: one line for each name, with its addresses of that family or with what went wrong.
 //! - `probe net`: TCP that is read and discarded (port 5001), TCP that is written for ever (5002), UDP echoes with time
 //!   stamps (5003), until it is asked to stop.
 #![no_std]
@@ -9,12 +10,13 @@
 
 mod network;
 
+use guest_libos::net::{Family, resolve_all};
 use guest_libos::time::Instant;
-use guest_libos::{args, hypercall, interrupt, println, task};
+use guest_libos::{args, hypercall, interrupt, print, println, task};
 
 guest_libos::entry!(main, net: true);
 
-const USAGE: &str = "usage: probe hypercall BATCHES CALLS | idle | net";
+const USAGE: &str = "usage: probe hypercall BATCHES CALLS | idle | resolve 4|6 NAME... | net";
 
 fn main() -> Result<(), &'static str> {
     let mut arguments = args().skip(1);
@@ -32,8 +34,28 @@ fn main() -> Result<(), &'static str> {
             }
             Ok(())
         }
+        Some("resolve") => {
+            let family = match arguments.next() {
+                Some("4") => Family::V4,
+                Some("6") => Family::V6,
+                _ => return Err(USAGE),
+            };
+            task::run(resolve(family, arguments));
+            Ok(())
+        }
         Some("net") => task::run(network::serve()).map_err(|_| "the network cannot be used"),
         _ => Err(USAGE),
+    }
+}
+
+async fn resolve(family: Family, names: impl Iterator<Item = &'static str>) {
+    for name in names {
+        print!("{name}:");
+        match resolve_all(name, family).await {
+            Ok(addresses) => addresses.iter().for_each(|address| print!(" {address}")),
+            Err(e) => print!(" {e}"),
+        }
+        println!();
     }
 }
 

@@ -10,14 +10,14 @@ use foraker_abi::layout::{
 };
 use foraker_abi::note;
 use foraker_image::{Image, Rights, Segment};
-use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Plan, Shared};
+use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Plan, Shared, Template};
 
 use crate::program::Program;
 
 /// Bytes of the arena.
 const ARENA: u64 = 2 << 20;
 /// Bytes on each side of the guest's memory that belong to others.
-const FENCE: u64 = 16 << 10;
+const FENCE: u64 = 256 << 10;
 /// What they hold.
 const PATTERN: u8 = 0xa5;
 /// Bytes of a guest's memory, as programs count them: not whole pages.
@@ -84,16 +84,19 @@ struct Cell {
     arena: Arc<Arena>,
     image: Image,
     shared: Arc<Shared>,
+    /// Of the ranges around the guest.
+    fence: Arc<Template>,
     before: foraker_memory::arena::Range,
 }
 
 thread_local! {
     static CELL: Cell = {
         let (arena, image) = (Arena::new(ARENA).expect("address space"), image());
-        let before = arena.allocate(FENCE).expect("room");
-        fill(before.as_ptr(), FENCE, PATTERN);
         let shared = Arc::new(Shared::new(&image).expect("memory"));
-        Cell { arena, image, shared, before }
+        let fence = Arc::new(Template::of_image(&image, &shared, FENCE, Pages::Small).expect("enough"));
+        let before = arena.allocate(&fence).expect("room");
+        fill(before.as_ptr(), FENCE, PATTERN);
+        Cell { arena, image, shared, fence, before }
     };
 }
 
@@ -119,8 +122,8 @@ pub fn run(data: &[u8]) {
 impl Cell {
     fn run(&self, memory: u64, program: &mut Program<'_>) {
         let free = self.arena.available();
-        let guest = match GuestMemory::new(&self.arena, &self.image, &self.shared, memory, Pages::Small) {
-            Ok(guest) => guest,
+        let template = match Template::of_image(&self.image, &self.shared, memory, Pages::Small) {
+            Ok(template) => Arc::new(template),
             Err(MemoryError::TooLittle { needed, .. }) => {
                 assert!(needed > memory & !(PAGE_SIZE - 1));
                 assert_eq!(self.arena.available(), free, "what failed takes nothing");
@@ -128,13 +131,15 @@ impl Cell {
             }
             Err(error) => panic!("{error}"),
         };
+        let guest = GuestMemory::new(&self.arena, &template).expect("room");
         let size = guest.slots()[1].size;
         assert_eq!((size, self.arena.available()), (memory & !(PAGE_SIZE - 1), free - size));
-        let behind = self.arena.allocate(FENCE).expect("room");
+        let behind = self.arena.allocate(&self.fence).expect("room");
         fill(behind.as_ptr(), FENCE, PATTERN);
 
         let shared = bytes(self.shared.as_ptr(), self.shared.size() as u64);
         let mut model = Model::new(&guest, &shared, size);
+        let fresh = model.private.clone();
         model.stage_fault(&guest);
         for _ in 0..STEPS {
             if model.step(&guest, program).is_none() {
@@ -147,12 +152,12 @@ impl Cell {
             assert!(bytes(fence.as_ptr(), FENCE) == [PATTERN; FENCE as usize], "a neighbour changed");
         }
 
-        // The next owner finds zeros.
+        // The next owner finds what its template says, and nothing else.
         drop(guest);
         assert_eq!(self.arena.available(), free - FENCE);
-        let next = self.arena.allocate(size).expect("room");
+        let next = self.arena.allocate(&template).expect("room");
         assert_eq!(next.as_ptr(), model.host);
-        assert!(bytes(next.as_ptr(), size) == vec![0; size as usize], "the former guest's bytes");
+        assert!(bytes(next.as_ptr(), size) == fresh, "the former guest's bytes");
     }
 }
 

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use foraker_abi::layout::PAGE_SIZE;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
 use foraker_image::{Image, ImageError};
 use foraker_machine::{Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
-use foraker_memory::{Arena, GuestMemory, MemoryError, Pages};
+use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Template};
 use foraker_net::Port;
 use foraker_policy::token_bucket::TokenBucket;
 use serde::{Deserialize, Serialize};
@@ -21,15 +23,19 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
-use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, VirtualCore};
+use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, VirtualCore};
 use crate::network::{Network, NetworkError, Service};
+use crate::queue::{Queued, WorkerShared, since};
 use crate::report::End;
-use crate::worker::{Worker, WorkerShared};
+use crate::worker::Worker;
 
 /// What a guest gets when neither its image nor its owner says otherwise, bytes.
 pub const DEFAULT_MEMORY: u64 = 16 << 20;
 /// Console bytes per second of a guest, and as many at once, when nobody says otherwise.
 pub const DEFAULT_CONSOLE: u64 = 4 << 20;
+
+/// Most sizes of guests for which an image's start is kept ready.
+const MOST_TEMPLATES: usize = 16;
 
 /// How a cell is set up.
 #[derive(Clone, Debug)]
@@ -83,6 +89,8 @@ pub struct GuestSpec {
     pub console_limit: u64,
     /// Mark its lines with its name.
     pub console_prefix: bool,
+    /// Its part of the processors.
+    pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
     pub immediate: bool,
 }
@@ -102,6 +110,7 @@ impl GuestSpec {
             network: None,
             console_limit: DEFAULT_CONSOLE,
             console_prefix: false,
+            processor: ProcessorSpec::default(),
             immediate: false,
         }
     }
@@ -116,6 +125,8 @@ pub struct NetworkSpec {
     /// starts guests numbers their networks: `vmm launch` by the names on its command line, a supervisor by whatever owns them.
     #[serde(default)]
     pub network: u32,
+    /// Its name server; otherwise the host's.
+    pub dns: Option<Ipv4Addr>,
     /// Bytes received.
     pub rx_bytes: Option<u64>,
     /// Bytes sent.
@@ -129,6 +140,8 @@ pub struct NetworkSpec {
 pub struct LoadedImage {
     image: Image,
     shared: Arc<foraker_memory::Shared>,
+    /// Its templates, by memory and pages.
+    templates: Mutex<Vec<Arc<Template>>>,
 }
 
 impl LoadedImage {
@@ -137,9 +150,27 @@ impl LoadedImage {
     /// # Errors
     /// The file cannot be read or is not an image, or the host has no memory.
     pub fn open(path: &Path) -> Result<Arc<LoadedImage>, CellError> {
-        let image = Image::open(path)?;
+        LoadedImage::of(Image::open(path)?)
+    }
+
+    fn of(image: Image) -> Result<Arc<LoadedImage>, CellError> {
         let shared = Arc::new(foraker_memory::Shared::new(&image)?);
-        Ok(Arc::new(LoadedImage { image, shared }))
+        Ok(Arc::new(LoadedImage { image, shared, templates: Mutex::default() }))
+    }
+
+    /// The start of its guests that have so much memory.
+    fn template(&self, memory: u64, pages: Pages) -> Result<Arc<Template>, MemoryError> {
+        let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
+        let suits =
+            |t: &&Arc<Template>| t.pages() == pages && t.plan().memory_size == memory & !(PAGE_SIZE - 1);
+        if let Some(template) = templates.iter().find(suits) {
+            return Ok(Arc::clone(template));
+        }
+        let template = Arc::new(Template::of_image(&self.image, &self.shared, memory, pages)?);
+        if templates.len() < MOST_TEMPLATES {
+            templates.push(Arc::clone(&template));
+        }
+        Ok(template)
     }
 
     /// An image of a few instructions that ends with status 42: shows that guests run.
@@ -163,8 +194,7 @@ impl LoadedImage {
             segments: vec![text],
             path: None,
         };
-        let shared = Arc::new(foraker_memory::Shared::new(&image)?);
-        Ok(Arc::new(LoadedImage { image, shared }))
+        LoadedImage::of(image)
     }
 
     /// Its manifest in TOML, if it has one.
@@ -228,6 +258,8 @@ pub(crate) struct Shared {
     ended: EventFd,
     stopping: AtomicBool,
     next_id: AtomicU64,
+    /// Where the cell's clock starts.
+    epoch: Instant,
 }
 
 /// A cell.
@@ -235,6 +267,8 @@ pub(crate) struct Shared {
 pub struct Cell {
     host: Arc<Host>,
     arena: Arc<Arena>,
+    /// For guests with large pages.
+    large_arena: Arc<Arena>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -245,7 +279,7 @@ impl Shared {
     }
 
     /// Queues a runnable core: on the worker that ran it last, unless that one is busy and another sleeps.
-    pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>) {
+    pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>, queued: Queued) {
         let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed))
             as usize;
         let busy = |w: &WorkerShared| !w.is_sleeping() && (w.attention.in_guest() || w.waiting() > 0);
@@ -254,7 +288,26 @@ impl Shared {
             Some(w) => w,
             None => return,
         };
-        chosen.push(vcore);
+        chosen.push(vcore, queued);
+    }
+
+    /// A moment on the cell's clock, nanoseconds.
+    pub(crate) fn clock(&self, at: Instant) -> u64 {
+        since(self.epoch, at)
+    }
+
+    /// The moment of a time on the cell's clock.
+    pub(crate) fn moment(&self, at: u64) -> Option<Instant> {
+        self.epoch.checked_add(Duration::from_nanos(at))
+    }
+
+    /// Forgets the deadline of a core that is awake.
+    pub(crate) fn cancel_deadline(&self, vcore: &mut VirtualCore) {
+        if let Some((worker, key)) = vcore.deadline.take()
+            && let Some(worker) = self.workers.get(worker)
+        {
+            worker.cancel_timer(key);
+        }
     }
 
     /// Calls out every worker that runs a core of `guest`.
@@ -281,7 +334,8 @@ impl Cell {
         let host = Arc::new(Host::open()?);
         let os = |what| move |e| CellError::Os(what, e);
         let network = config.network.as_ref().map(Network::new).transpose()?;
-        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new());
+        let floor = Arc::default();
+        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new(&floor));
         let shared = Arc::new(Shared {
             workers: workers.collect::<Result<_, _>>().map_err(os("cannot make a worker"))?,
             console: Console::new(config.console),
@@ -291,8 +345,10 @@ impl Cell {
                 .map_err(os("cannot make an event"))?,
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
+            epoch: Instant::now(),
         });
-        let mut cell = Cell { host, arena: Arena::new(config.arena)?, shared, threads: Vec::new() };
+        let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
+        let mut cell = Cell { host, arena, large_arena, shared, threads: Vec::new() };
         for index in 0..cell.shared.workers.len() {
             let shared = Arc::clone(&cell.shared);
             let thread = std::thread::Builder::new()
@@ -341,8 +397,12 @@ impl Cell {
         let worker = self.shared.workers.get(home).filter(|_| alone);
         let _expected = worker.map(WorkerShared::expect);
         let image = &spec.image.image;
-        let memory =
-            Arc::new(GuestMemory::new(&self.arena, image, &spec.image.shared, spec.memory, spec.pages)?);
+        let template = spec.image.template(spec.memory, spec.pages)?;
+        let arena = match spec.pages {
+            Pages::Small => &self.arena,
+            Pages::Large => &self.large_arena,
+        };
+        let memory = Arc::new(GuestMemory::new(arena, &template)?);
         let machine = Arc::new(Machine::new(&self.host, &memory)?);
         let mapping = {
             let machine = Arc::clone(&machine);
@@ -376,6 +436,7 @@ impl Cell {
             clock,
             port,
             immediate: spec.immediate,
+            processor: spec.processor,
             machine,
             cores: spec.cores,
             console: ConsoleState {
@@ -393,12 +454,9 @@ impl Cell {
             *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Active;
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
-        self.shared.enqueue(Box::new(VirtualCore {
-            guest: Arc::clone(&guest),
-            index: 0,
-            core,
-            deadline: None,
-        }));
+        let account = spec.processor.account();
+        let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, core, account, deadline: None };
+        self.shared.enqueue(Box::new(vcore), Queued::Woken);
         Ok(guest)
     }
 
@@ -412,10 +470,10 @@ impl Cell {
         clock: &Clock,
         port: Option<&Port>,
     ) -> Result<(), CellError> {
-        let net = match (&self.shared.network, port) {
-            (Some(network), Some(port)) => {
+        let net = match (&self.shared.network, port, &spec.network) {
+            (Some(network), Some(port), Some(wanted)) => {
                 machine.register_doorbell(network.doorbell())?;
-                network.registers_of(port)
+                network.registers_of(port, wanted)
             }
             _ => Net::default(),
         };

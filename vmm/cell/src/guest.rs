@@ -9,13 +9,15 @@ use foraker_abi::registers::{Counters, Registers, Schedule};
 use foraker_machine::{Core, Machine};
 use foraker_memory::GuestMemory;
 use foraker_net::Port;
+use foraker_policy::cpu::{Account, Cap, DEFAULT_SHARE, Grain};
 use foraker_policy::token_bucket::TokenBucket;
+use serde::{Deserialize, Serialize};
 
 use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
+use crate::queue::{DeadlineKey, Queued};
 use crate::report::{Cause, CounterValues, End, Fault};
-use crate::worker::DeadlineKey;
 
 /// One guest of a cell.
 #[derive(Debug)]
@@ -39,9 +41,42 @@ pub struct Guest {
     pub(crate) cell: Weak<Shared>,
     /// Its transmit ring asks for doorbells.
     pub(crate) must_ring: AtomicBool,
+    /// Its share of the processors, and how finely its turns are cut.
+    pub(crate) processor: ProcessorSpec,
     cpu_ns: AtomicU64,
+    /// The clock of its limit of processor time.
+    cap_clock: AtomicU64,
     end: OnceLock<End>,
     ended: AtomicBool,
+}
+
+/// A guest's part of the processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessorSpec {
+    /// Its share beside other guests, in proportion to theirs: 1 to 10,000.
+    pub share: u32,
+    /// Most that it may use, thousandths of a processor.
+    pub limit: Option<u32>,
+    /// How finely its turns are cut.
+    pub grain: Grain,
+}
+
+impl Default for ProcessorSpec {
+    fn default() -> Self {
+        ProcessorSpec { share: DEFAULT_SHARE, limit: None, grain: Grain::Auto }
+    }
+}
+
+impl ProcessorSpec {
+    fn cap(&self) -> Option<Cap> {
+        self.limit.map(Cap::new)
+    }
+
+    /// The account of a core that has not run yet.
+    pub(crate) fn account(&self) -> Account {
+        Account::new(self.share, self.grain)
+    }
 }
 
 /// A guest's console: its line buffer and its limit.
@@ -67,7 +102,7 @@ pub(crate) struct CoreSlot {
 #[derive(Debug)]
 pub(crate) enum CoreState {
     /// Never started, or stopped.
-    Stopped(Option<Core>),
+    Stopped(Option<(Core, Account)>),
     /// On a run queue, or on a worker.
     Active,
     /// Gave up the processor.
@@ -82,8 +117,10 @@ pub(crate) struct VirtualCore {
     pub(crate) guest: Arc<Guest>,
     pub(crate) index: u32,
     pub(crate) core: Core,
+    /// What it has used.
+    pub(crate) account: Account,
     /// Its deadline, and the worker that keeps it.
-    pub(crate) deadline: Option<(usize, DeadlineKey)>,
+    pub(crate) deadline: Option<DeadlineKey>,
 }
 
 pub(crate) struct GuestParts {
@@ -95,6 +132,7 @@ pub(crate) struct GuestParts {
     pub(crate) immediate: bool,
     pub(crate) machine: Arc<Machine>,
     pub(crate) cores: u32,
+    pub(crate) processor: ProcessorSpec,
     pub(crate) console: ConsoleState,
     pub(crate) cell: Weak<Shared>,
 }
@@ -119,7 +157,9 @@ impl Guest {
             console: Mutex::new(parts.console),
             cell: parts.cell,
             must_ring: AtomicBool::new(true),
+            processor: parts.processor,
             cpu_ns: AtomicU64::new(0),
+            cap_clock: AtomicU64::new(0),
             end: OnceLock::new(),
             ended: AtomicBool::new(false),
         }
@@ -170,11 +210,50 @@ impl Guest {
         Duration::from_nanos(self.cpu_ns.load(Ordering::Relaxed))
     }
 
-    /// Accounts for processor time.
-    pub(crate) fn charge(&self, time: Duration) {
-        let ns = u64::try_from(time.as_nanos()).unwrap_or(0);
+    /// Accounts for processor time used until `now` on the cell's clock, nanoseconds.
+    pub(crate) fn charge(&self, ns: u64, now: u64) {
         let total = self.cpu_ns.fetch_add(ns, Ordering::Relaxed) + ns;
         self.schedule().cpu_ns.store(total, Ordering::Relaxed);
+        if let Some(cap) = self.processor.cap() {
+            let charged = |clock| Some(cap.charge(clock, now, ns));
+            // Never refused: the closure always has an answer.
+            let _ = self.cap_clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charged);
+        }
+    }
+
+    /// From when on it may run, if not at `now`.
+    pub(crate) fn capped_until(&self, now: u64) -> Option<u64> {
+        let at = self.processor.cap()?.ready_at(self.cap_clock.load(Ordering::Relaxed));
+        (at > now).then_some(at)
+    }
+
+    /// How long it may run from `now` on, if that is limited.
+    pub(crate) fn cap_left(&self, now: u64) -> Option<Duration> {
+        let cap = self.processor.cap()?;
+        Some(Duration::from_nanos(cap.left(self.cap_clock.load(Ordering::Relaxed), now)))
+    }
+
+    /// Says in the virtual registers how long the running core may go on, if others wait; a guest whose upcalls want to know is told.
+    pub(crate) fn announce_end(&self, left: Option<Duration>) {
+        let at = left.map_or(0, |left| self.clock.now() + u64::try_from(left.as_nanos()).unwrap_or(0));
+        let schedule = self.schedule();
+        if at == 0 && schedule.quantum_end.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        schedule.quantum_end.store(at, Ordering::Relaxed);
+        if at == 0 {
+            return;
+        }
+        // Others wait for the processor: looking is no longer welcome.
+        schedule.look_ns.store(0, Ordering::Relaxed);
+        for (core, _) in (0u32..).zip(&self.cores) {
+            let control = self.memory.control(core);
+            if schedule.running.load(Ordering::Relaxed) & (1 << core) != 0
+                && control.upcall_mask.load(Ordering::Relaxed) & interrupt::PREEMPT != 0
+            {
+                foraker_memory::guest::raise(control, interrupt::PREEMPT);
+            }
+        }
     }
 
     /// Brings the counters of the network in the virtual registers up to date.
@@ -264,7 +343,7 @@ impl Guest {
             slot.idle.store(false, Ordering::SeqCst);
             drop(state);
             if let Some(cell) = self.cell.upgrade() {
-                cell.enqueue(vcore);
+                cell.enqueue(vcore, if self.immediate { Queued::First } else { Queued::Woken });
             }
         }
     }

@@ -12,6 +12,7 @@ use foraker_machine::Start;
 
 use crate::cell::Shared;
 use crate::guest::{CoreState, Guest, VirtualCore};
+use crate::queue::Queued;
 use crate::report::End;
 
 /// What the worker does after a hypercall.
@@ -143,19 +144,20 @@ fn core_start(cell: &Shared, guest: &Arc<Guest>, core: u64, entry: u64, stack: u
     let start = Start { entry, stack, argument };
     let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
     let CoreState::Stopped(kept) = &mut *state else { return E_INVALID };
-    let core = match kept.take() {
-        Some(mut core) => {
+    let (core, account) = match kept.take() {
+        Some((mut core, account)) => {
             core.restart(start);
-            core
+            (core, account)
         }
         None => match guest.machine.create_core(index, start) {
-            Ok(core) => core,
+            Ok(core) => (core, guest.processor.account()),
             // Not logged: the guest can repeat it without limit.
             Err(_) => return E_LIMIT,
         },
     };
     *state = CoreState::Active;
     drop(state);
-    cell.enqueue(Box::new(VirtualCore { guest: Arc::clone(guest), index, core, deadline: None }));
+    let vcore = VirtualCore { guest: Arc::clone(guest), index, core, account, deadline: None };
+    cell.enqueue(Box::new(vcore), Queued::Woken);
     0
 }

@@ -9,6 +9,7 @@
 //! - [`cell`]: the cell itself: starting and ending guests.
 //! - [`guest`]: a guest and where its cores are. A core is owned by a run queue, by a worker or by its slot.
 //! - `worker`: one thread for each processor, which runs cores of many guests. There is no thread per guest.
+//!   `queue`: what others see of a worker: who waits for it, and until when.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -25,6 +26,7 @@ mod errand;
 pub mod guest;
 mod hypercalls;
 mod network;
+mod queue;
 pub mod report;
 mod subnet;
 mod throttled;
@@ -34,6 +36,7 @@ pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, N
 pub use foraker_image::symbols;
 pub use foraker_memory::Pages;
 pub use foraker_net::trace;
-pub use guest::Guest;
+pub use foraker_policy::cpu::Grain;
+pub use guest::{Guest, ProcessorSpec};
 pub use network::Service;
 pub use report::{Cause, CounterValues, End, Fault};

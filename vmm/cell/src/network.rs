@@ -269,7 +269,7 @@ impl Network {
     }
 
     /// What a guest's virtual registers say about its port.
-    pub(crate) fn registers_of(&self, port: &Port) -> Net {
+    pub(crate) fn registers_of(&self, port: &Port, wanted: &NetworkSpec) -> Net {
         Net {
             present: 1,
             features: FEATURE_CSUM | FEATURE_TSO,
@@ -277,7 +277,7 @@ impl Network {
             mtu: port.mtu(),
             ipv4: port.ipv4().octets(),
             gateway4: self.subnet.gateway().octets(),
-            dns4: name_server().unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+            dns4: wanted.dns.or_else(name_server).unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
             prefix4: self.subnet.prefix(),
             prefix6: IPV6_PREFIX,
             reserved0: [0; 2],
@@ -487,7 +487,7 @@ impl Network {
             // Which guests run changes seldom; a guest that leaves its worker is served there.
             if passes.is_multiple_of(16) {
                 running.clear();
-                running.extend(cell.workers.iter().filter_map(crate::worker::WorkerShared::running));
+                running.extend(cell.workers.iter().filter_map(crate::queue::WorkerShared::running));
                 if apart.is_none()
                     && let Some(w) = cell.workers.iter().find(|w| w.attention.in_guest())
                 {
@@ -543,7 +543,7 @@ impl Network {
     /// Asks for doorbells, looks once more, and sleeps.
     fn rest_uplink(&self, cell: &Shared) {
         self.asleep.store(true, Ordering::SeqCst);
-        let running: Vec<_> = cell.workers.iter().filter_map(crate::worker::WorkerShared::running).collect();
+        let running: Vec<_> = cell.workers.iter().filter_map(crate::queue::WorkerShared::running).collect();
         let ports = || running.iter().filter_map(|g| g.port.as_ref());
         let mut pending = false;
         for port in ports() {
@@ -617,10 +617,12 @@ impl Shared {
     }
 
     /// A guest idles: serves its rings, and lets the controller learn from how much there was.
-    pub(crate) fn serve_idle(&self, guest: &Guest) {
+    ///
+    /// While others wait for the processor an exit is nobody's loss: it would come anyway, and says nothing about who should serve.
+    pub(crate) fn serve_idle(&self, guest: &Guest, others_wait: bool) {
         let Some(network) = &self.network else { return };
         let frames = self.serve_guest(guest);
-        if frames > 0 && network.server() == Server::Worker {
+        if frames > 0 && !others_wait && network.server() == Server::Worker {
             network.decide(|c, now| c.served(now, frames as u64, frames as u64));
         }
     }

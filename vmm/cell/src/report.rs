@@ -105,21 +105,25 @@ impl Fault {
         Fault { cause, core, rip: registers.rip, registers }
     }
 
-    /// Gives two reports of `kvm-pvm` the form that they have where the processor itself decides. It calls a software interrupt
-    /// through a gate that CPL 3 may not use an invalid opcode, and it enters the stub of `syscall` at CPL 3, where the
-    /// fetch fails. `read` reads two bytes of the guest.
+    /// Gives a report the form that it has where the processor itself decides, as the manuals say. `kvm-pvm` calls a software
+    /// interrupt through a gate that CPL 3 may not use an invalid opcode, and it enters the stub of `syscall` at CPL 3, where
+    /// the fetch fails. A processor that QEMU emulates counts such a gate in units of its 16 bytes, and names the address
+    /// behind the instruction for some vectors. `read` reads two bytes of the guest.
     #[must_use]
     pub fn in_common_form(self, read: impl Fn(u64) -> Option<[u8; 2]>) -> Fault {
-        /// `int n`.
-        const INT: u8 = 0xcd;
         const SYSCALL: [u8; 2] = [0x0f, 0x05];
-        let Cause::Exception { vector, .. } = self.cause else { return self };
+        let Cause::Exception { vector, error_code, .. } = self.cause else { return self };
         match (vector, read(self.rip)) {
-            (UD, Some([INT, n])) => {
-                // The index of the gate, and that it is one of the interrupt descriptor table.
-                let error_code = Some(u64::from(n) * 8 + 2);
-                Fault { cause: Cause::Exception { vector: GP, error_code, address: None }, ..self }
-            }
+            (UD, Some([INT, n])) => self.through_gate(n),
+            (GP, Some([INT, n])) if of_gate(error_code, n) => self.through_gate(n),
+            (GP, _) => match read(self.rip.wrapping_sub(2)) {
+                Some([INT, n]) if of_gate(error_code, n) => {
+                    let rip = self.rip.wrapping_sub(2);
+                    let registers = kvm_regs { rip, ..self.registers };
+                    Fault { rip, registers, ..self }.through_gate(n)
+                }
+                _ => self,
+            },
             (PF, _)
                 if self.rip == SYSCALL_STUB && read(self.registers.rcx.wrapping_sub(2)) == Some(SYSCALL) =>
             {
@@ -129,12 +133,31 @@ impl Fault {
         }
     }
 
+    /// `int n` through a gate that CPL 3 may not use.
+    fn through_gate(self, n: u8) -> Fault {
+        let error_code = Some(u64::from(n) * GATE_UNIT + GATE_OF_IDT);
+        Fault { cause: Cause::Exception { vector: GP, error_code, address: None }, ..self }
+    }
+
     /// A port that the I/O bitmap of the back end let through: reported as the fault that it is elsewhere.
     #[must_use]
     pub fn from_port(core: u32, registers: kvm_regs) -> Fault {
         let cause = Cause::Exception { vector: GP, error_code: Some(0), address: None };
         Fault { cause, core, rip: registers.rip, registers }
     }
+}
+
+/// The first byte of `int n`.
+const INT: u8 = 0xcd;
+/// Error codes count entries of a descriptor table in units of eight bytes, whatever an entry's size.
+const GATE_UNIT: u64 = 8;
+/// Error code: the entry is one of the interrupt descriptor table.
+const GATE_OF_IDT: u64 = 2;
+
+/// Whether an error code names the gate of `int n`, counted in one way or the other. Only gates set the bit of the interrupt
+/// descriptor table, so no other instruction has such a code.
+fn of_gate(error_code: Option<u64>, n: u8) -> bool {
+    [GATE_UNIT, 16].iter().any(|unit| error_code == Some(u64::from(n) * unit + GATE_OF_IDT))
 }
 
 /// A copy of a guest's counters.
@@ -191,6 +214,31 @@ mod tests {
         assert_eq!(f.cause, Cause::Exception { vector: 6, error_code: None, address: None });
         assert_eq!((f.rip, f.registers.rsp, f.registers.rax), (0x1234, 0x8000, 5));
         assert_eq!(f.cause.name().0, "#UD");
+    }
+
+    #[test]
+    fn gates_are_counted_in_one_way() {
+        let fault = |rip, code| {
+            let registers = kvm_regs { rip, ..Default::default() };
+            let cause = Cause::Exception { vector: GP, error_code: Some(code), address: None };
+            Fault { cause, core: 0, rip, registers }
+        };
+        // `int 0x80`, and something else behind it.
+        let read = |address| match address {
+            0x20_0000 => Some([0xcd, 0x80]),
+            0x20_0002 => Some([0x90, 0x90]),
+            _ => None,
+        };
+        for (rip, code) in [(0x20_0000, 0x402), (0x20_0000, 0x802), (0x20_0002, 0x402), (0x20_0002, 0x802)] {
+            let common = fault(rip, code).in_common_form(read);
+            let expected = Cause::Exception { vector: GP, error_code: Some(0x402), address: None };
+            assert_eq!((common.cause, common.rip, common.registers.rip), (expected, 0x20_0000, 0x20_0000));
+        }
+        // Codes that are no gate's, or another one's, stay, and so does the place.
+        for (rip, code) in [(0x20_0002, 0), (0x20_0002, 0x400), (0x20_0000, 0x102), (0x20_0010, 0x802)] {
+            let same = fault(rip, code).in_common_form(read);
+            assert_eq!((same.cause.clone(), same.rip), (fault(rip, code).cause, rip));
+        }
     }
 
     #[test]

@@ -215,6 +215,15 @@ pub(crate) struct GuestOptions {
     /// Cores [default: what the image says, or 1]
     #[arg(long, short, value_name = "N")]
     pub(crate) cores: Option<u32>,
+    /// Most processors that it may use, such as 0.5 [default: all]
+    #[arg(long, value_name = "N", value_parser = units::permille)]
+    pub(crate) cpus: Option<u32>,
+    /// Its share of the processors beside other guests, in proportion to theirs [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) cpu_shares: Option<u32>,
+    /// How finely its time on a processor is cut
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) grain: Grain,
     /// Give it a network [default: what the image says]
     #[arg(long, overrides_with = "no_net")]
     pub(crate) net: bool,
@@ -227,6 +236,9 @@ pub(crate) struct GuestOptions {
     /// Name of its network: guests of different networks do not reach each other [default: the one of those without a name]
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<String>,
+    /// Its name server's IPv4 address [default: the first of the host's /etc/resolv.conf that is no loopback address]
+    #[arg(long, value_name = "A.B.C.D")]
+    pub(crate) dns: Option<Ipv4Addr>,
     /// Pass connections to a port of the host on to the guest
     #[arg(long, short, value_name = "[ADDRESS:]HOST:GUEST", value_parser = publish)]
     pub(crate) publish: Vec<Publish>,
@@ -288,6 +300,28 @@ pub(crate) struct Doctor {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How finely a guest's time on a processor is cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Grain {
+    /// Fine until it computes for 10 ms without resting
+    #[default]
+    Auto,
+    /// Turns of 100 ms, interrupted by those with fine ones
+    Coarse,
+    /// Turns of 1 ms, soon after it wakes
+    Fine,
+}
+
+impl From<Grain> for foraker_cell::Grain {
+    fn from(grain: Grain) -> Self {
+        match grain {
+            Grain::Auto => Self::Auto,
+            Grain::Coarse => Self::Coarse,
+            Grain::Fine => Self::Fine,
+        }
+    }
 }
 
 /// Who serves the rings.
@@ -472,6 +506,7 @@ mod tests {
             "vmm launch --subnet 10.0.0.1/24 a",
             "vmm launch -e =x a",
             "vmm launch --timeout -1 a",
+            "vmm launch --dns localhost a",
             "vmm fly",
             "vmm launch a + ",
             "vmm launch --bogus a",

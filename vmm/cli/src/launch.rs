@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages};
+use foraker_cell::{
+    Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages, ProcessorSpec,
+};
 use foraker_publish::Publisher;
 
 use crate::args::{GuestOptions, Launch, Service};
@@ -227,12 +229,18 @@ pub(crate) fn spec(
         network: network.then(|| NetworkSpec {
             ipv4: o.ip,
             network: 0,
+            dns: o.dns,
             rx_bytes: o.rx_bandwidth.or(m.limits.rx_bandwidth),
             tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
             tx_packets: o.tx_packets.or(m.limits.tx_packets),
         }),
         console_limit: o.console_bandwidth.or(m.limits.console).unwrap_or(plain.console_limit),
         console_prefix: several,
+        processor: ProcessorSpec {
+            share: o.cpu_shares.unwrap_or(plain.processor.share),
+            limit: o.cpus,
+            grain: o.grain.into(),
+        },
         immediate: o.immediate,
         ..plain
     })

@@ -23,9 +23,27 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     if value.is_finite() && (0.0..9.0e15).contains(&bytes) { Ok(bytes as u64) } else { Err(refuse()) }
 }
 
+/// Parses a number of processors, such as `0.5`, into thousandths of one.
+pub(crate) fn permille(text: &str) -> Result<u32, String> {
+    let refuse = || format!("'{text}' is no number of processors: write one from 0.001 on, such as 0.5");
+    let value: f64 = text.parse().map_err(|_| refuse())?;
+    let permille = (value * 1000.0).round();
+    // In this range the conversion is exact.
+    if (1.0..=1e9).contains(&permille) { Ok(permille as u32) } else { Err(refuse()) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::size;
+    use super::{permille, size};
+
+    #[test]
+    fn processors() {
+        assert_eq!(permille("0.5"), Ok(500));
+        assert_eq!(permille("2"), Ok(2000));
+        for bad in ["", "0", "-1", "half", "NaN", "inf", "0.0001"] {
+            assert!(permille(bad).unwrap_err().contains("is no number of processors"), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -1,13 +1,27 @@
 //! The arena: one sparse mapping from which all guests of a process get their memory.
 //!
-//! Linux announces each change of a process' memory map to every VM in it, so the map is changed once, here. Giving a range back
-//! drops its pages; the mapping stays.
+//! Linux announces each change of a process' memory map to every VM in it, so the map is changed once, here. It is a mapping of one
+//! memory file, registered with `userfaultfd` from the start: what a guest's missing pages hold is decided by its template, and filled in by the
+//! arena's own thread, the *pager*. Giving a range back drops its pages; the mapping stays. Guests that are always hot get large pages, which
+//! memory files do not have on most hosts, from an arena of anonymous memory without a pager.
+//!
+//! Where the host lets nobody open a `userfaultfd`, missing pages are the kernel's to fill with zeros, and templates are copied whole.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
 
 use crate::MemoryError;
+use crate::template::{Content, Template, YOUNG, as_size};
+use crate::uffd::Uffd;
+
+/// Most bytes of zeros that one fault brings.
+const MOST_AHEAD: u64 = 512 << 10;
 
 /// A sparse mapping, and what of it is free.
 #[derive(Debug)]
@@ -16,6 +30,29 @@ pub struct Arena {
     size: u64,
     /// Free ranges as (offset, bytes), sorted by offset, never adjacent.
     free: Mutex<Vec<(u64, u64)>>,
+    /// The file behind it; none for large pages.
+    file: Option<OwnedFd>,
+    pager: Option<(Arc<Pager>, JoinHandle<()>)>,
+}
+
+/// What fills missing pages.
+#[derive(Debug)]
+struct Pager {
+    uffd: Uffd,
+    base: u64,
+    /// Readable: the pager is to stop.
+    stop: OwnedFd,
+    owners: Mutex<BTreeMap<u64, Owner>>,
+}
+
+/// Whose a range is.
+#[derive(Debug)]
+struct Owner {
+    size: u64,
+    template: Arc<Template>,
+    since: Instant,
+    /// Where the last fault's zeros ended, and how many they were: a guest that goes through its memory is given more at a time.
+    ahead: (u64, u64),
 }
 
 // SAFETY: the mapping belongs to the arena for its whole life; `base` is never changed.
@@ -23,52 +60,74 @@ unsafe impl Send for Arena {}
 // SAFETY: as above; the only mutable state is behind a mutex.
 unsafe impl Sync for Arena {}
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Arena {
-    /// Reserves `size` bytes of address space; pages are allocated when they are first written.
+    /// Reserves `size` bytes of address space; pages are allocated when they are first touched.
+    ///
+    /// # Errors
+    /// The host has no address space, file or thread to give.
+    pub fn new(size: u64) -> Result<Arc<Arena>, MemoryError> {
+        const NAME: &CStr = c"guests";
+        let size = size.next_multiple_of(LARGE_PAGE_SIZE);
+        // SAFETY: a system call with a valid string.
+        let fd = unsafe { libc::memfd_create(NAME.as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(MemoryError::Map(std::io::Error::last_os_error()));
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let length = libc::off_t::try_from(size).map_err(|_| MemoryError::TooMuch(size))?;
+        // SAFETY: a call on an open descriptor.
+        if unsafe { libc::ftruncate(fd, length) } != 0 {
+            return Err(MemoryError::Map(std::io::Error::last_os_error()));
+        }
+        let base = map(size, libc::MAP_SHARED | libc::MAP_NORESERVE, fd)?;
+        let mut arena =
+            Arena { base, size, free: Mutex::new(vec![(0, size)]), file: Some(file), pager: None };
+        match Uffd::open() {
+            Ok(uffd) => arena.pager = Some(Pager::start(uffd, base as u64, size)?),
+            Err(e) => log::debug!("no userfaultfd, so templates are copied whole: {e}"),
+        }
+        Ok(Arc::new(arena))
+    }
+
+    /// The same without a file and a pager, for ranges with large pages.
     ///
     /// # Errors
     /// The host has no address space to give.
-    pub fn new(size: u64) -> Result<Arc<Arena>, MemoryError> {
+    pub fn of_large_pages(size: u64) -> Result<Arc<Arena>, MemoryError> {
         let size = size.next_multiple_of(LARGE_PAGE_SIZE);
-        let length = usize::try_from(size).map_err(|_| MemoryError::TooMuch(size))?;
-        // SAFETY: a new anonymous mapping at an address that the kernel chooses.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(MemoryError::Map(std::io::Error::last_os_error()));
-        }
-        Ok(Arc::new(Arena { base: base.cast(), size, free: Mutex::new(vec![(0, size)]) }))
+        let base = map(size, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)?;
+        Ok(Arc::new(Arena { base, size, free: Mutex::new(vec![(0, size)]), file: None, pager: None }))
     }
 
-    /// Takes a range of at least `size` bytes, page-aligned, that reads as zeros.
+    /// Takes a range for a guest that starts from `template`: all its pages are missing. In an arena of large pages it is placed so that large
+    /// pages of the guest are large pages of the host.
     ///
     /// # Errors
     /// No free range is large enough.
-    pub fn allocate(self: &Arc<Self>, size: u64) -> Result<Range, MemoryError> {
-        self.take(size, |_| 0)
-    }
-
-    /// The same, for memory that starts at guest-physical `address`: large pages of the guest are large pages of the host.
-    ///
-    /// # Errors
-    /// No free range is large enough.
-    pub fn allocate_large(self: &Arc<Self>, size: u64, address: u64) -> Result<Range, MemoryError> {
+    pub fn allocate(self: &Arc<Self>, template: &Arc<Template>) -> Result<Range, MemoryError> {
+        let plan = template.plan();
         let base = self.base as u64;
-        self.take(size, |offset| address.wrapping_sub(base + offset) % LARGE_PAGE_SIZE)
+        let skip = |offset: u64| match self.file {
+            Some(_) => 0,
+            None => plan.memory_start.wrapping_sub(base + offset) % LARGE_PAGE_SIZE,
+        };
+        let (offset, size) = self.take(plan.memory_size, skip)?;
+        if let Some((pager, _)) = &self.pager {
+            let owner = Owner { size, template: Arc::clone(template), since: Instant::now(), ahead: (0, 0) };
+            locked(&pager.owners).insert(offset, owner);
+        }
+        Ok(Range { arena: Arc::clone(self), offset, size })
     }
 
     /// Takes a range that starts `skip` bytes, a function of the offset, behind the start of a free one.
-    fn take(self: &Arc<Self>, size: u64, skip: impl Fn(u64) -> u64) -> Result<Range, MemoryError> {
+    fn take(&self, size: u64, skip: impl Fn(u64) -> u64) -> Result<(u64, u64), MemoryError> {
         let size = size.next_multiple_of(PAGE_SIZE);
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = locked(&self.free);
         let at = free
             .iter()
             .position(|(offset, bytes)| bytes.saturating_sub(skip(*offset)) >= size)
@@ -81,11 +140,11 @@ impl Arena {
                 free.insert(at, part);
             }
         }
-        Ok(Range { arena: Arc::clone(self), offset: start, size })
+        Ok((start, size))
     }
 
     fn release(&self, offset: u64, size: u64) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = locked(&self.free);
         let at = free.partition_point(|(o, _)| *o < offset);
         free.insert(at, (offset, size));
         free.dedup_by(|next, kept| {
@@ -100,18 +159,119 @@ impl Arena {
     /// Bytes that are not given out.
     #[must_use]
     pub fn available(&self) -> u64 {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(_, bytes)| bytes).sum()
+        locked(&self.free).iter().map(|(_, bytes)| bytes).sum()
     }
+
+    fn advise(&self, offset: u64, bytes: u64, advice: i32) {
+        let start = self.base.wrapping_add(as_size(offset));
+        // SAFETY: the part lies within the mapping, in a range that its owner alone uses; the owner's guest alone sees the change.
+        unsafe { libc::madvise(start.cast(), as_size(bytes), advice) };
+    }
+}
+
+fn map(size: u64, flags: i32, fd: i32) -> Result<*mut u8, MemoryError> {
+    let length = usize::try_from(size).map_err(|_| MemoryError::TooMuch(size))?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address that the kernel chooses.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(MemoryError::Map(std::io::Error::last_os_error()));
+    }
+    Ok(base.cast())
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        if let Some((pager, thread)) = self.pager.take() {
+            let one = 1u64.to_ne_bytes();
+            // SAFETY: eight valid bytes for an event counter.
+            unsafe { libc::write(pager.stop.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+            // A thread that panicked has aborted the process.
+            let _ = thread.join();
+        }
         // SAFETY: the mapping is ours, and every range holds a reference to the arena, so none is left.
-        unsafe { libc::munmap(self.base.cast(), usize::try_from(self.size).unwrap_or(0)) };
+        unsafe { libc::munmap(self.base.cast(), as_size(self.size)) };
     }
 }
 
-/// A range of the arena. Its pages are dropped, and read as zeros again, when it is.
+impl Pager {
+    /// Registers the arena and starts the pager's thread.
+    fn start(uffd: Uffd, base: u64, size: u64) -> Result<(Arc<Pager>, JoinHandle<()>), MemoryError> {
+        uffd.register(base, size).map_err(MemoryError::Map)?;
+        // SAFETY: a system call with numbers.
+        let stop = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if stop < 0 {
+            return Err(MemoryError::Map(std::io::Error::last_os_error()));
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        let stop = unsafe { OwnedFd::from_raw_fd(stop) };
+        let pager = Arc::new(Pager { uffd, base, stop, owners: Mutex::default() });
+        let own = Arc::clone(&pager);
+        let thread = std::thread::Builder::new()
+            .name("pager".to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || own.serve())
+            .map_err(MemoryError::Map)?;
+        Ok((pager, thread))
+    }
+
+    fn serve(&self) {
+        let mut addresses = Vec::new();
+        loop {
+            let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            let mut entries = [entry(self.uffd.as_raw_fd()), entry(self.stop.as_raw_fd())];
+            // SAFETY: two valid structures for the call.
+            unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) };
+            if entries[1].revents != 0 {
+                return;
+            }
+            self.uffd.faults(&mut addresses);
+            for address in addresses.drain(..) {
+                self.fill(address & !(PAGE_SIZE - 1));
+            }
+        }
+    }
+
+    /// Fills a page that somebody waits for. Nothing here may touch the arena itself.
+    fn fill(&self, address: u64) {
+        let offset = address.wrapping_sub(self.base);
+        let mut owners = locked(&self.owners);
+        let owner = owners.range_mut(..=offset).next_back();
+        let Some((start, owner)) = owner.filter(|(start, owner)| offset - **start < owner.size) else {
+            drop(owners);
+            // Nobody's: read after its end, perhaps. Zeros harm nobody.
+            let _ = self.uffd.zero(address, PAGE_SIZE);
+            self.uffd.wake(address, PAGE_SIZE);
+            return;
+        };
+        let at = offset - start;
+        let template = Arc::clone(&owner.template);
+        let young = owner.since.elapsed() < YOUNG;
+        // Filled with the owners locked: a range that is given back meanwhile must not get a page afterwards.
+        let done = match template.content(at) {
+            Content::Bytes(bytes) => {
+                self.uffd.copy(address, bytes.get(..as_size(PAGE_SIZE)).unwrap_or(bytes))
+            }
+            Content::Zeros(zeros) => {
+                let (end, last) = owner.ahead;
+                let wanted = if at == end { (last * 2).clamp(PAGE_SIZE, MOST_AHEAD) } else { PAGE_SIZE };
+                let length = wanted.min(zeros).min(owner.size - at);
+                owner.ahead = (at + length, length);
+                self.uffd.zero(address, length)
+            }
+        };
+        drop(owners);
+        if done.is_err() {
+            // Somebody was faster, or the range was given back: whoever waits shall look again.
+            self.uffd.wake(address, PAGE_SIZE);
+        }
+        if young {
+            template.learn(at..at + PAGE_SIZE);
+        }
+    }
+}
+
+/// A range of the arena. Its pages are dropped when it is.
 #[derive(Debug)]
 pub struct Range {
     arena: Arc<Arena>,
@@ -124,7 +284,7 @@ impl Range {
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         // Offsets are below the size of the mapping, which fits a pointer.
-        self.arena.base.wrapping_add(usize::try_from(self.offset).unwrap_or(usize::MAX))
+        self.arena.base.wrapping_add(as_size(self.offset))
     }
 
     /// Bytes.
@@ -133,30 +293,145 @@ impl Range {
         self.size
     }
 
-    /// Drops the pages of part of the range; they read as zeros.
-    pub fn discard(&self, from: u64, bytes: u64) {
-        self.advise(from, bytes, libc::MADV_DONTNEED);
-    }
-
-    /// Allocates the pages of part of the range in one operation. Only advice: what fails is allocated at first touch.
-    pub fn populate(&self, from: u64, bytes: u64) {
-        self.advise(from, bytes, libc::MADV_POPULATE_WRITE);
-    }
-
-    /// Gives advice on part of the range; what lies outside is ignored.
-    pub fn advise(&self, from: u64, bytes: u64, advice: i32) {
+    /// A part of the range: what lies outside is cut off.
+    fn part(&self, from: u64, bytes: u64) -> (u64, u64) {
         let from = from.min(self.size);
-        let bytes = bytes.min(self.size - from);
-        let (Ok(start), Ok(length)) = (usize::try_from(from), usize::try_from(bytes)) else { return };
-        // SAFETY: the part lies within this range, which nobody else owns; the caller's guest alone sees the change.
-        unsafe { libc::madvise(self.as_ptr().wrapping_add(start).cast(), length, advice) };
+        (self.offset + from, bytes.min(self.size - from))
+    }
+
+    /// Has part of the range read as zeros, and gives its memory back. Pages that the template has content for stay: filled anew, they
+    /// would have it again.
+    pub fn discard(&self, from: u64, bytes: u64) {
+        let (offset, bytes) = self.part(from, bytes);
+        let from = offset - self.offset;
+        let template = self.arena.pager.as_ref().and_then(|(pager, _)| {
+            locked(&pager.owners).get(&self.offset).map(|owner| Arc::clone(&owner.template))
+        });
+        let Some(template) = template else {
+            self.drop_pages(from, bytes);
+            return;
+        };
+        for (at, content) in template.pieces(from..from + bytes) {
+            match content {
+                Content::Bytes(old) => {
+                    // SAFETY: a piece of this range, which its guest has said it does not need.
+                    unsafe { std::ptr::write_bytes(self.as_ptr().wrapping_add(as_size(at)), 0, old.len()) };
+                }
+                Content::Zeros(zeros) => self.drop_pages(at, zeros),
+            }
+        }
+    }
+
+    fn drop_pages(&self, from: u64, bytes: u64) {
+        let (offset, bytes) = self.part(from, bytes);
+        let advice = if self.arena.file.is_some() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        self.arena.advise(offset, bytes, advice);
+    }
+
+    /// Allocates what is missing of part of the range, with what belongs there, in few operations. What fails is allocated when it is touched.
+    pub fn populate(&self, from: u64, bytes: u64) {
+        let (offset, bytes) = self.part(from, bytes);
+        match &self.arena.pager {
+            Some((pager, _)) => {
+                let template = locked(&pager.owners).get(&self.offset).map(|o| Arc::clone(&o.template));
+                if let Some(template) = template {
+                    self.fill(&template, offset - self.offset..offset - self.offset + bytes);
+                }
+            }
+            None => self.arena.advise(offset, bytes, libc::MADV_POPULATE_WRITE),
+        }
+    }
+
+    /// Has large pages back part of the range, where the host has them.
+    pub(crate) fn use_large_pages(&self, from: u64, bytes: u64) {
+        let (offset, bytes) = self.part(from, bytes);
+        self.arena.advise(offset, bytes, libc::MADV_HUGEPAGE);
+    }
+
+    /// Whether pages are filled when they are missing. Otherwise everything is to be filled at the start.
+    pub(crate) fn has_pager(&self) -> bool {
+        self.arena.pager.is_some()
+    }
+
+    /// Fills what is missing of a range of offsets.
+    pub(crate) fn fill(&self, template: &Template, range: std::ops::Range<u64>) {
+        for (at, content) in template.pieces(range) {
+            let address = self.as_ptr() as u64 + at;
+            let Some((pager, _)) = &self.arena.pager else {
+                match content {
+                    Content::Bytes(bytes) => {
+                        // SAFETY: a piece of a range within this one, which no guest uses yet.
+                        unsafe {
+                            let to = self.as_ptr().wrapping_add(as_size(at));
+                            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+                        }
+                    }
+                    Content::Zeros(zeros) => {
+                        self.arena.advise(self.offset + at, zeros, libc::MADV_POPULATE_WRITE);
+                    }
+                }
+                continue;
+            };
+            let length = match content {
+                Content::Bytes(bytes) => bytes.len() as u64,
+                Content::Zeros(zeros) => zeros,
+            };
+            let mut done = 0;
+            while done < length {
+                let filled = match content {
+                    Content::Bytes(bytes) => {
+                        pager.uffd.copy(address + done, bytes.get(as_size(done)..).unwrap_or_default())
+                    }
+                    Content::Zeros(_) => pager.uffd.zero(address + done, length - done),
+                };
+                // Pages that are there stay as they are.
+                done += match filled {
+                    Ok(bytes) if bytes > 0 => bytes,
+                    Err(e) if e.raw_os_error() == Some(libc::EEXIST) => PAGE_SIZE,
+                    // No memory: whoever touches the rest waits for it.
+                    _ => break,
+                };
+            }
+        }
+    }
+
+    /// The pages that are there, as ranges of offsets.
+    pub(crate) fn present(&self) -> Vec<std::ops::Range<u64>> {
+        let Some(file) = &self.arena.file else { return std::iter::once(0..self.size).collect() };
+        let (start, end) = (self.offset, self.offset + self.size);
+        let seek = |from: u64, whence| {
+            let from = libc::off_t::try_from(from).ok()?;
+            // SAFETY: a call on an open descriptor; its position is nobody's concern.
+            u64::try_from(unsafe { libc::lseek(file.as_raw_fd(), from, whence) }).ok()
+        };
+        let mut all = Vec::new();
+        let mut at = start;
+        while let Some(data) = seek(at, libc::SEEK_DATA).filter(|data| *data < end) {
+            let hole = seek(data, libc::SEEK_HOLE).unwrap_or(end).min(end);
+            all.push(data - start..hole - start);
+            at = hole;
+        }
+        all
+    }
+
+    /// Copies what is at an offset.
+    pub(crate) fn copy_out(&self, offset: u64, to: &mut [u8]) {
+        let (_, bytes) = self.part(offset, to.len() as u64);
+        // SAFETY: within the range; nobody writes there meanwhile, as the guest does not run.
+        unsafe {
+            let from = self.as_ptr().wrapping_add(as_size(offset));
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), as_size(bytes));
+        }
     }
 }
 
 impl Drop for Range {
     fn drop(&mut self) {
-        // Pages first: once the range is free, the next owner must find zeros.
-        self.discard(0, self.size);
+        if let Some((pager, _)) = &self.arena.pager {
+            locked(&pager.owners).remove(&self.offset);
+        }
+        // Pages first: once the range is free, the next owner must find them missing.
+        self.drop_pages(0, self.size);
         self.arena.release(self.offset, self.size);
     }
 }
@@ -164,41 +439,117 @@ impl Drop for Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::Pages;
+    use crate::shared::Shared;
+    use foraker_abi::layout::{DATA_BASE, IMAGE_BASE};
+    use foraker_abi::note;
+    use foraker_image::{Image, Rights, Segment};
+
+    fn template(memory: u64, pages: Pages) -> Arc<Template> {
+        let segment = |address, size, content: &[u8], rights| Segment {
+            address,
+            size,
+            content: content.to_vec(),
+            rights,
+        };
+        let image = Image {
+            entry: IMAGE_BASE,
+            note: note::Descriptor::default(),
+            manifest: None,
+            segments: vec![
+                segment(IMAGE_BASE, 1, b"\x90", Rights::Execute),
+                segment(DATA_BASE, 3 << 20, b"data", Rights::Write),
+            ],
+            path: None,
+        };
+        let shared = Arc::new(Shared::new(&image).unwrap());
+        Arc::new(Template::of_image(&image, &shared, memory, pages).unwrap())
+    }
+
+    fn read(range: &Range, address: u64) -> [u8; 4] {
+        let mut bytes = [0; 4];
+        range.copy_out(address, &mut bytes);
+        bytes
+    }
+
+    fn write(range: &Range, at: u64, bytes: &[u8]) {
+        assert!(at + bytes.len() as u64 <= range.size());
+        // SAFETY: within the range, which is ours.
+        unsafe {
+            let to = range.as_ptr().wrapping_add(as_size(at));
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
 
     #[test]
-    fn ranges_come_back_and_read_as_zeros() {
+    fn ranges_come_back_without_what_was_in_them() {
+        let arena = Arena::new(16 << 20).unwrap();
+        let template = template(6 << 20, Pages::Small);
+        let data = DATA_BASE - template.plan().memory_start;
+        let a = arena.allocate(&template).unwrap();
+        let b = arena.allocate(&template).unwrap();
+        assert!(arena.allocate(&template).is_err());
+        let at = a.as_ptr();
+        // What nobody filled is filled when it is touched.
+        let pager = a.has_pager();
+        if !pager {
+            a.fill(&template, 0..6 << 20);
+        }
+        assert_eq!((&read(&a, data), read(&a, data + 4096)), (b"data", [0; 4]));
+        write(&a, data, b"mine");
+        write(&a, 5 << 20, b"mine");
+        drop(a);
+        let a = arena.allocate(&template).unwrap();
+        assert_eq!(a.as_ptr(), at);
+        if pager {
+            assert_eq!((&read(&a, data), read(&a, 5 << 20)), (b"data", [0; 4]));
+            assert_eq!(read(&b, 0), [0; 4]);
+        }
+        drop((a, b));
+        assert_eq!(arena.available(), 16 << 20);
+    }
+
+    #[test]
+    fn what_is_discarded_reads_as_zeros_whatever_the_template_says() {
         let arena = Arena::new(8 << 20).unwrap();
-        let a = arena.allocate(1 << 20).unwrap();
-        let b = arena.allocate(1 << 20).unwrap();
-        let c = arena.allocate(6 << 20).unwrap();
-        assert!(arena.allocate(1).is_err());
-        let at = b.as_ptr();
-        // SAFETY: `b` is ours and a mebibyte long.
-        unsafe { at.write(7) };
-        drop(b);
-        let b = arena.allocate(1 << 20).unwrap();
-        assert_eq!(b.as_ptr(), at);
-        // SAFETY: as above.
-        assert_eq!(unsafe { at.read() }, 0);
-        drop((a, c, b));
-        assert_eq!(arena.available(), 8 << 20);
-        assert_eq!(arena.allocate(8 << 20).unwrap().size(), 8 << 20);
+        let template = template(6 << 20, Pages::Small);
+        let data = DATA_BASE - template.plan().memory_start;
+        let range = arena.allocate(&template).unwrap();
+        range.fill(&template, data..data + (1 << 20));
+        write(&range, data + 8192, b"mine");
+        range.discard(data, 1 << 20);
+        assert_eq!((read(&range, data), read(&range, data + 8192)), ([0; 4], [0; 4]));
+        let held: u64 = range.present().into_iter().map(|r| r.end - r.start).sum();
+        assert!(held <= 3 * 4096, "{held} bytes are still there");
+    }
+
+    #[test]
+    fn a_fault_that_goes_on_brings_more_each_time() {
+        let arena = Arena::new(8 << 20).unwrap();
+        let template = template(7 << 20, Pages::Small);
+        let range = arena.allocate(&template).unwrap();
+        if !range.has_pager() {
+            return;
+        }
+        for at in (4 << 20..6 << 20).step_by(4096) {
+            assert_eq!(read(&range, at), [0; 4]);
+        }
+        let held: u64 = range.present().into_iter().map(|r| r.end - r.start).sum();
+        assert!((2 << 20..3 << 20).contains(&held), "{held}");
     }
 
     #[test]
     fn large_pages_of_the_guest_are_large_pages_of_the_host() {
-        let arena = Arena::new(16 << 20).unwrap();
-        let before = arena.allocate(5 << 12).unwrap();
-        let address = 0x2010_1000 - (64 << 10);
-        let ranges: Vec<_> = (0..3).map(|_| arena.allocate_large(3 << 20, address).unwrap()).collect();
+        let arena = Arena::of_large_pages(32 << 20).unwrap();
+        let template = template(6 << 20, Pages::Large);
+        let start = template.plan().memory_start;
+        let ranges: Vec<_> = (0..3).map(|_| arena.allocate(&template).unwrap()).collect();
         for range in &ranges {
-            assert_eq!((range.as_ptr() as u64).wrapping_sub(address) % LARGE_PAGE_SIZE, 0);
+            assert_eq!((range.as_ptr() as u64).wrapping_sub(start) % LARGE_PAGE_SIZE, 0);
         }
         // What was skipped is still there for others.
-        assert_eq!(arena.available(), (16 << 20) - 3 * (3 << 20) - (5 << 12));
-        let small = arena.allocate(1 << 12).unwrap();
-        assert!(small.as_ptr() < ranges[2].as_ptr());
-        drop((before, ranges, small));
-        assert_eq!(arena.allocate(16 << 20).unwrap().size(), 16 << 20);
+        assert_eq!(arena.available(), (32 << 20) - 3 * (6 << 20));
+        drop(ranges);
+        assert_eq!(arena.available(), 32 << 20);
     }
 }

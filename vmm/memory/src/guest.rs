@@ -10,14 +10,12 @@ use foraker_abi::layout::{
     MAX_CORES, NET_RX, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
 };
 use foraker_abi::registers::Registers;
-use foraker_image::{Image, Rights};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::MemoryError;
 use crate::arena::{Arena, Range};
 use crate::plan::{Plan, STACK_TOP};
-use crate::shared::Shared;
-use crate::tables::{self, Words};
+use crate::template::Template;
 
 /// A piece of guest-physical memory, as KVM wants it.
 #[derive(Clone, Copy, Debug)]
@@ -46,47 +44,31 @@ pub enum Pages {
 /// One guest's memory.
 #[derive(Debug)]
 pub struct GuestMemory {
-    plan: Plan,
+    template: Arc<Template>,
+    plan: Arc<Plan>,
     range: Range,
-    shared: Arc<Shared>,
     readable: GuestMemoryMmap,
     writable: GuestMemoryMmap,
-    page_tables: u64,
 }
 
 impl GuestMemory {
-    /// Lays out and fills the memory of a guest that has not run.
+    /// The memory of a guest that starts from `template`, with the working set in place.
     ///
     /// # Errors
-    /// `memory` is too little or too much for the image, or the arena is full.
-    pub fn new(
-        arena: &Arc<Arena>,
-        image: &Image,
-        shared: &Arc<Shared>,
-        memory: u64,
-        pages: Pages,
-    ) -> Result<GuestMemory, MemoryError> {
-        let plan = Plan::new(image, memory)?;
-        let range = match pages {
-            Pages::Small => arena.allocate(plan.memory_size)?,
-            Pages::Large => arena.allocate_large(plan.memory_size, plan.memory_start)?,
-        };
-        if pages == Pages::Large {
+    /// The arena is full.
+    pub fn new(arena: &Arc<Arena>, template: &Arc<Template>) -> Result<GuestMemory, MemoryError> {
+        let plan = Arc::clone(template.plan());
+        let range = arena.allocate(template)?;
+        if template.pages() == Pages::Large {
             let from = plan.heap_start.next_multiple_of(LARGE_PAGE_SIZE).min(plan.memory_end);
-            range.advise(from - plan.memory_start, plan.memory_end - from, libc::MADV_HUGEPAGE);
+            range.use_large_pages(from - plan.memory_start, plan.memory_end - from);
         }
-        // What start-up touches, in three operations instead of a fault each: system pages and data, the top of the stack, tables.
-        let offset = |address: u64| address - plan.memory_start;
-        range.populate(offset(STACK_TOP - PAGE_SIZE), CONTROL + PAGE_SIZE - (STACK_TOP - PAGE_SIZE));
-        range.populate(offset(DATA_BASE), (image.data_end() - DATA_BASE).min(POPULATE_DATA));
-        range.populate(offset(plan.memory_end), plan.tables_size());
-
-        let mut area = Area { base: range.as_ptr(), start: plan.memory_start, size: plan.memory_size };
-        for s in image.segments.iter().filter(|s| s.rights == Rights::Write) {
-            area.fill(s.address, &s.content);
+        // A few operations instead of a fault for each page.
+        for part in if range.has_pager() { template.working_set() } else { template.everything() } {
+            range.fill(template, part);
         }
-        let page_tables = tables::build(&plan, &mut area);
-
+        let area = Area { base: range.as_ptr(), start: plan.memory_start, size: plan.memory_size };
+        let shared = template.shared();
         let image_part = Area { base: shared.as_ptr(), start: SUPERVISOR_BASE, size: shared.size() as u64 };
         let readable = [
             image_part.region(IMAGE_BASE, plan.shared_end)?,
@@ -105,11 +87,20 @@ impl GuestMemory {
         Ok(GuestMemory {
             readable: collect(readable.into())?,
             writable: collect(writable.into())?,
-            shared: Arc::clone(shared),
+            template: Arc::clone(template),
             plan,
             range,
-            page_tables,
         })
+    }
+
+    /// What it started from.
+    #[must_use]
+    pub fn template(&self) -> &Arc<Template> {
+        &self.template
+    }
+
+    pub(crate) fn range(&self) -> &Range {
+        &self.range
     }
 
     /// Where things lie.
@@ -121,7 +112,7 @@ impl GuestMemory {
     /// Physical address of the top page table.
     #[must_use]
     pub fn page_tables(&self) -> u64 {
-        self.page_tables
+        self.template.page_tables()
     }
 
     /// What the machine maps. Valid as long as this value lives.
@@ -130,8 +121,8 @@ impl GuestMemory {
         [
             Slot {
                 address: SUPERVISOR_BASE,
-                size: self.shared.size() as u64,
-                host: self.shared.as_ptr(),
+                size: self.template.shared().size() as u64,
+                host: self.template.shared().as_ptr(),
                 read_only: true,
             },
             Slot {
@@ -267,10 +258,7 @@ unsafe impl Sync for GuestMemory {}
 // SAFETY: as above.
 unsafe impl Send for GuestMemory {}
 
-/// Most bytes of data and bss that are populated before the first entry.
-const POPULATE_DATA: u64 = 256 << 10;
-
-/// A mapping while it is being filled.
+/// A mapping and where the guest sees it.
 struct Area {
     base: *mut u8,
     /// Guest address of `base`.
@@ -286,13 +274,6 @@ impl Area {
         self.base.wrapping_add(usize::try_from(address - start).unwrap_or(usize::MAX))
     }
 
-    fn fill(&self, address: u64, bytes: &[u8]) {
-        // SAFETY: `at` checked that the range lies within the mapping; no guest runs yet.
-        unsafe {
-            ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(address, bytes.len() as u64), bytes.len())
-        };
-    }
-
     fn region(&self, from: u64, to: u64) -> Result<GuestRegionMmap, MemoryError> {
         let failed = |e: &dyn std::fmt::Display| MemoryError::Map(std::io::Error::other(e.to_string()));
         let size = usize::try_from(to - from).map_err(|e| failed(&e))?;
@@ -303,18 +284,6 @@ impl Area {
         let region =
             unsafe { MmapRegion::build_raw(host, size, protection, flags) }.map_err(|e| failed(&e))?;
         GuestRegionMmap::new(region, GuestAddress(from)).ok_or_else(|| failed(&"range wraps"))
-    }
-}
-
-impl Words for Area {
-    fn read(&self, address: u64) -> u64 {
-        // SAFETY: `at` checked the range; entries are aligned, as tables start on pages.
-        unsafe { self.at(address, 8).cast::<u64>().read() }
-    }
-
-    fn write(&mut self, address: u64, value: u64) {
-        // SAFETY: as for `read`.
-        unsafe { self.at(address, 8).cast::<u64>().write(value) };
     }
 }
 

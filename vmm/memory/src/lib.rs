@@ -1,6 +1,7 @@
 //! A guest's memory: the arena it comes from, the page tables, and access that is checked.
 //!
-//! - [`arena`]: one sparse mapping for all guests of a process; a guest is a range of it.
+//! - [`arena`]: one sparse mapping for all guests of a process; a guest is a range of it. Its pager fills what is missing.
+//! - [`template`]: what a guest's memory holds when it starts.
 //! - [`plan`]: where everything lies in one guest's address space.
 //! - [`shared`]: the read-only part that all guests of an image share: supervisor pages, text, read-only data.
 //! - [`tables`]: page tables, built once before the guest runs and out of its reach.
@@ -23,11 +24,14 @@ pub mod guest;
 pub mod plan;
 pub mod shared;
 pub mod tables;
+pub mod template;
+mod uffd;
 
 pub use arena::Arena;
 pub use guest::{GuestMemory, Pages, Slot};
 pub use plan::Plan;
 pub use shared::Shared;
+pub use template::Template;
 
 /// Why a guest's memory cannot be set up.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,8 @@
 //! Policy as pure code: no I/O, no clock, no thread.
 
+pub mod cpu;
 pub mod placement;
 pub mod restart;
 pub mod ring_service;
 pub mod token_bucket;
+pub mod wheel;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages};
+use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages, ProcessorSpec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,10 @@ pub struct Order {
     /// Ports of the host, and the guest's behind each.
     #[serde(default)]
     pub publish: Vec<(SocketAddr, u16)>,
+    /// Its part of the processors.
+    pub processor: ProcessorSpec,
+    /// Each interrupt forces it out.
+    pub immediate: bool,
 }
 
 impl Order {
@@ -53,6 +57,8 @@ impl Order {
             network: spec.network.clone(),
             console_limit: spec.console_limit,
             publish: Vec::new(),
+            processor: spec.processor,
+            immediate: spec.immediate,
         })
     }
 
@@ -68,6 +74,8 @@ impl Order {
             network: self.network.clone(),
             console_limit: self.console_limit,
             console_prefix: true,
+            processor: self.processor,
+            immediate: self.immediate,
             ..GuestSpec::new(image, &self.name)
         }
     }

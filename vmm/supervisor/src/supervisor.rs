@@ -526,6 +526,8 @@ mod tests {
             network: Some(foraker_cell::NetworkSpec::default()),
             console_limit: 0,
             publish: Vec::new(),
+            processor: foraker_cell::ProcessorSpec::default(),
+            immediate: false,
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Context, Stage, suites, template, totals::Totals};
 use crate::{
     deps, doc_check, fuzz, images, packages, process, reproducible, terminal,
-    workspace::{self, STATIC, TARGET},
+    workspace::{self, STATIC, TARGET, TREES},
 };
 
 /// The stage that all others need.
@@ -68,7 +68,7 @@ fn install(_: &Context) -> Result<Totals> {
 
 fn fmt(context: &Context) -> Result<Totals> {
     let mut totals = Totals::default();
-    for tree in ["Cargo.toml", "tests/fuzz/Cargo.toml", "guest/template/Cargo.toml"] {
+    for tree in TREES {
         let color = terminal::color_choice();
         let arguments = ["fmt", "--all", "--manifest-path", tree, "--check", "--", "--color", color];
         totals += context.check(&mut context.workspace.cargo(&arguments), BUILD)?;

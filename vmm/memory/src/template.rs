@@ -1,0 +1,293 @@
+//! What a guest's memory holds when it starts: its image's data, or what another guest had when it was `ready`.
+//!
+//! A template is shared by all guests that start from it. Its *working set*, the pages that guests touch soon after their start, is filled
+//! into a new guest's memory before it runs, in few large operations; the rest when it is touched. The working set is learned:
+//! pages for which a young guest had to wait are in it from then on.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use foraker_abi::layout::{CONTROL, DATA_BASE, PAGE_SIZE, SUPERVISOR_BASE};
+use foraker_image::{Image, Rights};
+
+use crate::guest::{GuestMemory, Pages};
+use crate::plan::{Plan, STACK_TOP};
+use crate::shared::Shared;
+use crate::{MemoryError, tables};
+
+/// How long a guest is young.
+pub(crate) const YOUNG: Duration = Duration::from_millis(500);
+/// Most bytes of data and bss, or of a captured guest, that are in the working set before it is learned.
+const FIRST_WORKING_SET: u64 = 256 << 10;
+/// Most ranges of a working set: each is an operation at each start.
+const MOST_RANGES: usize = 64;
+
+/// Content of some pages, at an offset into the guest's own memory.
+#[derive(Debug)]
+struct Run {
+    offset: u64,
+    bytes: Box<[u8]>,
+}
+
+impl Run {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+}
+
+/// What a place in a guest's memory holds at its start.
+pub(crate) enum Content<'a> {
+    /// These bytes, to the end of what is known.
+    Bytes(&'a [u8]),
+    /// Zeros, so many.
+    Zeros(u64),
+}
+
+/// A start of guests.
+#[derive(Debug)]
+pub struct Template {
+    plan: Arc<Plan>,
+    shared: Arc<Shared>,
+    pages: Pages,
+    page_tables: u64,
+    /// Sorted, not overlapping.
+    runs: Vec<Run>,
+    /// Offsets, sorted, not adjacent.
+    working_set: RwLock<Vec<Range<u64>>>,
+}
+
+impl Template {
+    /// The start of a guest from its image, with so much memory.
+    ///
+    /// # Errors
+    /// `memory` is too little or too much for the image.
+    pub fn of_image(
+        image: &Image,
+        shared: &Arc<Shared>,
+        memory: u64,
+        pages: Pages,
+    ) -> Result<Template, MemoryError> {
+        let plan = Plan::new(image, memory)?;
+        let mut staging = Staging { start: plan.memory_end, bytes: vec![0; as_size(plan.tables_size())] };
+        let page_tables = tables::build(&plan, &mut staging);
+        let offset = |address: u64| address - plan.memory_start;
+        // Data and what it is followed by: memory without content, as far as it is in the working set.
+        let data = (image.data_end() - DATA_BASE).min(FIRST_WORKING_SET);
+        let mut runs = Vec::new();
+        let written = || image.segments.iter().filter(|s| s.rights == Rights::Write && !s.content.is_empty());
+        if let Some(first) = written().map(|s| s.address & !(PAGE_SIZE - 1)).min() {
+            let mut bytes: Vec<u8> = Vec::new();
+            for s in written() {
+                let at = as_size(s.address - first);
+                bytes.resize(bytes.len().max(at + s.content.len()), 0);
+                if let Some(place) = bytes.get_mut(at..at + s.content.len()) {
+                    place.copy_from_slice(&s.content);
+                }
+            }
+            bytes.resize(bytes.len().next_multiple_of(as_size(PAGE_SIZE)), 0);
+            runs.push(Run { offset: offset(first), bytes: bytes.into() });
+        }
+        runs.push(Run { offset: offset(plan.memory_end), bytes: staging.bytes.into() });
+        // The top of the stack, the registers and the control page; data; page tables.
+        let working_set = vec![
+            offset(STACK_TOP - PAGE_SIZE)..offset(CONTROL + PAGE_SIZE),
+            offset(DATA_BASE)..offset(DATA_BASE + data),
+            offset(plan.memory_end)..offset(plan.end()),
+        ];
+        Ok(Template {
+            plan: Arc::new(plan),
+            shared: Arc::clone(shared),
+            pages,
+            page_tables,
+            runs,
+            working_set: RwLock::new(joined(working_set)),
+        })
+    }
+
+    /// The start of guests from where this one is. None of its cores may run meanwhile.
+    #[must_use]
+    pub fn capture(guest: &GuestMemory) -> Template {
+        let (of, range) = (guest.template(), guest.range());
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut page = vec![0; as_size(PAGE_SIZE)];
+        for present in range.present() {
+            for offset in present.step_by(as_size(PAGE_SIZE)) {
+                range.copy_out(offset, &mut page);
+                match runs.last_mut() {
+                    // Pages of zeros are as good as missing.
+                    _ if page.iter().all(|b| *b == 0) => {}
+                    Some((start, bytes)) if *start + bytes.len() as u64 == offset => {
+                        bytes.extend_from_slice(&page);
+                    }
+                    _ => runs.push((offset, page.clone())),
+                }
+            }
+        }
+        let runs: Vec<_> =
+            runs.into_iter().map(|(offset, bytes)| Run { offset, bytes: bytes.into() }).collect();
+        let mut left = FIRST_WORKING_SET;
+        let mut working_set = of.working_set.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for run in &runs {
+            let taken = (run.bytes.len() as u64).min(left);
+            left -= taken;
+            working_set.push(run.offset..run.offset + taken);
+        }
+        Template {
+            plan: Arc::clone(&of.plan),
+            shared: Arc::clone(&of.shared),
+            pages: of.pages,
+            page_tables: of.page_tables,
+            runs,
+            working_set: RwLock::new(joined(working_set)),
+        }
+    }
+
+    /// Where things lie.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// The part that guests share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// What backs the heap.
+    #[must_use]
+    pub fn pages(&self) -> Pages {
+        self.pages
+    }
+
+    /// Physical address of the top page table.
+    #[must_use]
+    pub fn page_tables(&self) -> u64 {
+        self.page_tables
+    }
+
+    /// Bytes of content.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.runs.iter().map(|run| run.bytes.len() as u64).sum()
+    }
+
+    /// What is filled before a guest runs, as offsets.
+    pub(crate) fn working_set(&self) -> Vec<Range<u64>> {
+        self.working_set.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Everything that has content, and the working set: what is filled where nobody fills pages later.
+    pub(crate) fn everything(&self) -> Vec<Range<u64>> {
+        let runs = self.runs.iter().map(|run| run.offset..run.end());
+        joined(runs.chain(self.working_set()).collect())
+    }
+
+    /// A young guest had to wait for these pages.
+    pub(crate) fn learn(&self, pages: Range<u64>) {
+        let mut set = self.working_set.write().unwrap_or_else(PoisonError::into_inner);
+        if set.len() < MOST_RANGES {
+            set.push(pages);
+            let all = std::mem::take(&mut *set);
+            *set = joined(all);
+        }
+    }
+
+    /// What is at an offset, and on behind it.
+    pub(crate) fn content(&self, offset: u64) -> Content<'_> {
+        let behind = self.runs.partition_point(|run| run.end() <= offset);
+        match self.runs.get(behind) {
+            Some(run) if run.offset <= offset => {
+                Content::Bytes(run.bytes.get(as_size(offset - run.offset)..).unwrap_or_default())
+            }
+            Some(run) => Content::Zeros(run.offset - offset),
+            None => Content::Zeros(u64::MAX),
+        }
+    }
+
+    /// The contents of a range of offsets, piece by piece.
+    pub(crate) fn pieces(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Content<'_>)> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let left = range.end.checked_sub(at).filter(|left| *left > 0)?;
+            let (content, length) = match self.content(at) {
+                Content::Bytes(bytes) => {
+                    let bytes = bytes.get(..as_size(left)).unwrap_or(bytes);
+                    (Content::Bytes(bytes), bytes.len() as u64)
+                }
+                Content::Zeros(zeros) => (Content::Zeros(zeros.min(left)), zeros.min(left)),
+            };
+            at += length;
+            Some((at - length, content))
+        })
+    }
+}
+
+/// Page tables while they are built.
+struct Staging {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Staging {
+    fn place(&self, address: u64) -> Range<usize> {
+        let at = as_size(address - self.start);
+        at..at + 8
+    }
+}
+
+impl tables::Words for Staging {
+    fn read(&self, address: u64) -> u64 {
+        let word = self.bytes.get(self.place(address)).and_then(|b| b.try_into().ok());
+        word.map_or(0, u64::from_le_bytes)
+    }
+
+    fn write(&mut self, address: u64, value: u64) {
+        let place = self.place(address);
+        let Some(word) = self.bytes.get_mut(place) else {
+            unreachable!("{address:#x} lies outside the page tables: the plan is wrong")
+        };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Sorts ranges and joins those that touch.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_by_key(|range| range.start);
+    ranges.dedup_by(|next, kept| {
+        let touch = next.start <= kept.end;
+        if touch {
+            kept.end = kept.end.max(next.end);
+        }
+        touch
+    });
+    ranges
+}
+
+/// Lengths within a guest's memory fit the address space of this process.
+pub(crate) fn as_size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+const _: () = assert!(SUPERVISOR_BASE < DATA_BASE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn joined_ranges_cover_the_same(ranges in proptest::collection::vec((0u64..60, 0u64..9), 0..20)) {
+            let ranges: Vec<_> = ranges.into_iter().map(|(start, length)| start..start + length).collect();
+            let all = joined(ranges.clone());
+            for at in 0..80 {
+                let before = ranges.iter().any(|r| r.contains(&at));
+                prop_assert_eq!(before, all.iter().any(|r| r.contains(&at)));
+            }
+            prop_assert!(all.windows(2).all(|w| w[0].end < w[1].start));
+        }
+    }
+}
