@@ -81,7 +81,7 @@ fn main() {
                 Gateway { mac: HOST.0, ipv4: HOST.1, ipv6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1)) };
             let switch = Switch::new(gateway);
             // Guests of a network stand side by side, and nearly all reach the next one.
-            let network = |number: u32| if divided { number / 1000 } else { 0 };
+            let network = |number: u32| if divided { 1 + number / 1000 } else { 0 };
             let mut ports: Vec<_> = Vec::with_capacity(size as usize);
             for number in 0..size {
                 let config = PortConfig { network: network(number), ..config(number, &memory()) };
