@@ -269,8 +269,8 @@ fn hypercalls(out: &mut String) {
     let source = Source::read(include_str!("../src/hypercall.rs"));
     heading(out, "Hypercalls", &source.module);
     let values = constants!(hypercall:
-        PORT DOORBELL_PORT FAULT_PORT NOP IDLE YIELD TERMINATE CONSOLE DOORBELL READY READY_AGAIN MEMORY RESOURCES
-        COUNT FOREVER CONSOLE_MAX DEVICE_NET DEVICE_BLOCK E_UNKNOWN E_INVALID E_ADDRESS E_LIMIT
+        PORT DOORBELL_PORT FAULT_PORT NOP IDLE YIELD TERMINATE CONSOLE DOORBELL READY MEMORY RESOURCES
+        COUNT READY_AGAIN FOREVER CONSOLE_MAX DEVICE_NET DEVICE_BLOCK E_UNKNOWN E_INVALID E_ADDRESS E_LIMIT
         E_UNSUPPORTED MEMORY_MAX
     );
     let rows = source.constants("", &values);

@@ -28,14 +28,14 @@ pub const DOORBELL: u64 = 5;
 /// identity, addresses, arguments, entropy and incarnation in the virtual registers are its own then, time goes on from where the template stood,
 /// and its rings are as they were.
 pub const READY: u64 = 6;
-/// Result of [`READY`] in a guest that starts from a template.
-pub const READY_AGAIN: i64 = 1;
 /// `memory(op, address, length)`: advice on a page-aligned range of the guest's memory. See [`memory`].
 pub const MEMORY: u64 = 7;
 /// `resources(op, a, b, c)`: asks for cores and memory and gives them back. See [`resources`].
 pub const RESOURCES: u64 = 8;
 /// Numbers from here on are unknown.
 pub const COUNT: u64 = 9;
+/// Result of [`READY`] in a guest that starts from a template.
+pub const READY_AGAIN: i64 = 1;
 
 /// `idle` without a deadline.
 pub const FOREVER: u64 = u64::MAX;

@@ -86,6 +86,11 @@ const fn dropped(name: &'static str, reason: &'static str) -> Case {
     case(name, Expect::Dropped(reason))
 }
 
+/// A frame for a guest of another network. The case's own is not that of the web server beside it.
+const fn apart(name: &'static str) -> Case {
+    Case { name, expect: Expect::Dropped("isolated"), options: &["--network", "apart"], alone: false }
+}
+
 const fn held(name: &'static str) -> Case {
     case(name, Expect::Held)
 }
@@ -386,6 +391,10 @@ pub const RINGS: &[Case] = &[
     dropped("forged-arp-reply", "forged_source"),
     dropped("forged-ipv6", "forged_source"),
     dropped("forged-vlan", "unsupported_protocol"),
+    apart("apart-arp"),
+    apart("apart-direct"),
+    apart("apart-by-gateway"),
+    apart("apart-other-cell"),
     dropped("ipv4-truncated", "malformed"),
     receive("rx-index-jump", "available index"),
     receive("rx-head-last", "descriptor 65535 does not exist"),

@@ -125,6 +125,50 @@ fn guests_talk_to_each_other() {
     assert!(ended.stdout.contains("asker| ok net.echo"), "{ended}");
 }
 
+/// What guests of another network see of an echo server is that there is none; the host reaches both.
+#[test]
+fn guests_of_different_networks_are_apart() {
+    let (echo, program) = (image("echo").display().to_string(), image("conformance").display().to_string());
+    let asker = |network| {
+        [
+            "+",
+            "--name",
+            "asker",
+            "--network",
+            network,
+            "-e",
+            "PEER=10.95.64.77",
+            "-e",
+            "UNSTABLE_CLOCK=1",
+            &program,
+        ]
+        .map(str::to_owned)
+    };
+    for (network, apart) in [("blue", false), ("red", true)] {
+        let mut arguments = ["--json", "--subnet", "10.95.64.0/24", "--name", "peer", "--ip", "10.95.64.77"]
+            .into_iter()
+            .chain(["--network", "blue", &echo])
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        arguments.extend(asker(network));
+        let mut running = launch(arguments);
+        running.wait_for(Duration::from_secs(60), "the closing line", |text| {
+            text.contains("asker| conformance: ")
+        });
+        let mut stream = connect(Ipv4Addr::new(10, 95, 64, 77), 7);
+        stream.write_all(b"there").expect("sent");
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).expect("received");
+        drop(stream);
+        let ended = running.stop();
+        let lines = |sign: &str| ended.stderr.lines().filter(|line| line.starts_with(sign)).count();
+        // The gateway is the first that is asked, the peer the second.
+        assert_eq!(lines("asker| ok net.arp_target"), if apart { 1 } else { 2 }, "{network}: {ended}");
+        assert_eq!(ended.report().guest("asker").dropped("isolated") > 0, apart, "{network}: {ended}");
+        assert_eq!(ended.status == 0, !apart, "{network}: {ended}");
+    }
+}
+
 #[test]
 fn two_launches_at_the_same_time() {
     let (mut first, one) = httpd(&[], &[]);
@@ -159,6 +203,25 @@ fn the_subnet_and_address_are_as_asked() {
     let ended = running.stop();
     let report = ended.report();
     assert_eq!(report.network.expect("a network").gateway, "10.98.12.1/24");
+}
+
+#[test]
+fn every_guest_of_a_large_subnet_has_working_ipv6() {
+    if !std::path::Path::new("/proc/net/if_inet6").exists() {
+        eprintln!("this kernel has no IPv6");
+        return;
+    }
+    let program = image("httpd").display().to_string();
+    let (one, two) = (["--name", "one", "--ip", "10.95.3.7"], ["--name", "two", "--ip", "10.95.255.254"]);
+    let mut arguments = vec!["--subnet", "10.95.0.0/16"];
+    arguments.extend(one.iter().chain([&program.as_str(), &"+"]).chain(&two).chain([&program.as_str()]));
+    let running = launch(arguments);
+    for address in ["[fd46:4b00:a5f::307]:80", "[fd46:4b00:a5f::fffe]:80"] {
+        let server: SocketAddr = address.parse().expect("an address");
+        http::wait_until_serving(server, LIMIT);
+        assert_eq!(http::get(server, "/bytes/99999").expect("an answer").body.len(), 99_999);
+    }
+    assert_eq!(running.stop().status, 0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use foraker_tests::bounds::{eventually, seconds};
 use foraker_tests::http;
-use foraker_tests::launch::{Ended, Running, image};
+use foraker_tests::launch::{Ended, Running, free_port, image};
 use serde::Deserialize;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -155,6 +155,40 @@ fn a_killed_cell_takes_only_its_own_guests_and_they_come_back() {
 }
 
 #[test]
+fn published_ports_belong_to_their_guests_lives() {
+    let serve = Serve::start("publish", 2, "10.94");
+    let httpd = image("httpd").display().to_string();
+    let port = free_port();
+    let (publish, server) = (format!("{port}:80"), SocketAddr::from(([127, 0, 0, 1], port)));
+    let run = |more: &[&str]| serve.ask(&[&["run", "-p", &publish], more, &WEB[..], &[&httpd]].concat());
+    let first = run(&[]);
+    assert_eq!((first.status, first.stdout.trim()), (0, "1"), "{first}");
+    http::wait_until_serving(server, seconds(10));
+    // The same port again, on the other cell: that guest is refused, and the first one serves on.
+    assert_eq!(run(&[]).stdout.trim(), "2");
+    let refused = |id: u64| serve.guests().iter().any(|g| g.id == id && g.phase.contains("is in use"));
+    assert!(eventually(seconds(10), || refused(2)), "{:?}", serve.guests());
+    assert_eq!(http::get(server, "/bytes/9999").expect("an answer").body.len(), 9999);
+    // With its guest the port ends, and with it a connection that somebody keeps.
+    let mut kept = http::Connection::open(server).expect("a connection");
+    assert_eq!(kept.get("/hello.txt").expect("an answer").status, 200);
+    assert_eq!(serve.ask(&["stop", "--kill", "1"]).status, 0);
+    assert!(eventually(seconds(10), || serve.guests().iter().any(|g| g.id == 1 && g.phase != "running")));
+    assert!(kept.is_closed());
+    assert!(std::net::TcpStream::connect(server).is_err(), "nobody listens any more");
+    // Whoever comes next may have it, and has it again after its cell has died.
+    let next = run(&["--restart", "on-failure"]);
+    assert_eq!(next.stdout.trim(), "3", "{next}");
+    http::wait_until_serving(server, seconds(10));
+    let cell = serve.guests().iter().find(|g| g.id == 3).expect("it is listed").cell;
+    // SAFETY: ends a process that this test's supervisor has started.
+    assert_eq!(unsafe { libc::kill(serve.cells()[cell], libc::SIGKILL) }, 0);
+    assert!(eventually(seconds(10), || serve.guests().iter().any(|g| g.id == 3 && g.restarts == 1)));
+    http::wait_until_serving(server, seconds(10));
+    assert_eq!(serve.stop().status, 0);
+}
+
+#[test]
 fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
     let mut first = Serve::start("twice", 1, "10.114");
     let second = serve(&first.socket, 1, "10.115").wait(LIMIT);
@@ -188,7 +222,9 @@ fn what_cannot_be_done_is_said_in_one_line() {
         (vec!["run", "--count", "0", &hello], "choose 1 to"),
         (vec!["run", "/nowhere"], "/nowhere"),
         (vec!["stop", "77"], "not there"),
-        (vec!["run", "-p", "8080:80", &hello], "publishes no ports"),
+        (vec!["run", "--count", "2", "--net", "-p", "8080:80", &hello], "publish one guest at a time"),
+        (vec!["run", "--no-net", "-p", "8080:80", &hello], "has no network"),
+        (vec!["run", "--network", "blue", "--net", &hello], "vmm launch --network"),
     ] {
         let ended = serve.ask(&arguments);
         assert_eq!(ended.status, 125, "{arguments:?}: {ended}");

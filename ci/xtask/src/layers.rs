@@ -29,7 +29,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
             "foraker-net",
         ],
     ),
-    ("foraker-supervisor", &["foraker-policy", "foraker-cell"]),
+    ("foraker-supervisor", &["foraker-policy", "foraker-publish", "foraker-cell"]),
     // The command.
     ("foraker-vmm", &["foraker-abi", "foraker-cell", "foraker-publish", "foraker-supervisor"]),
     // The other side of the contract: guests share nothing else with the VMM.

@@ -26,10 +26,7 @@ pub(crate) const CASES: &[Case] = &[
         flood(frame::udp::<64>(mac, own(), registers().net.gateway4, 16).bytes())
     }),
     case("flood-neighbour", || {
-        let mut neighbour = registers().net.gateway4;
-        neighbour[3] = 2;
-        let mut mac = own().mac;
-        mac[5] = 2;
+        let (mac, neighbour) = frame::neighbour();
         flood(frame::udp::<1514>(mac, own(), neighbour, 1472).bytes())
     }),
     case("flood-forged", || {

@@ -29,6 +29,14 @@ pub(crate) fn gateway() -> [u8; 4] {
     registers().net.gateway4
 }
 
+/// The first guest of the launch, as its addresses are made.
+pub(crate) fn neighbour() -> ([u8; 6], [u8; 4]) {
+    let (mut mac, mut ipv4) = (own().mac, gateway());
+    ipv4[3] = 2;
+    mac[2..].copy_from_slice(&ipv4);
+    (mac, ipv4)
+}
+
 /// A frame under construction: at most `N` bytes.
 pub(crate) struct Frame<const N: usize> {
     bytes: [u8; N],

@@ -190,6 +190,22 @@ pub(crate) const CASES: &[Case] = &[
             post(tagged.bytes());
         })
     }),
+    case("apart-arp", || {
+        refused(|| {
+            let own = own();
+            post(frame::arp_request(own.mac, (own.mac, own.ipv4), frame::neighbour().1).bytes());
+        })
+    }),
+    case("apart-direct", || {
+        refused(|| {
+            let (mac, ipv4) = frame::neighbour();
+            post(frame::udp::<64>(mac, own(), ipv4, 16).bytes());
+        })
+    }),
+    // The host would route it back to where it came from.
+    case("apart-by-gateway", || refused(|| by_gateway(frame::neighbour().1))),
+    // Where another cell's guests are, or may be.
+    case("apart-other-cell", || refused(|| by_gateway([10, 105, 0, 2]))),
     case("ipv4-truncated", || {
         refused(|| {
             let mut short = Frame::<64>::new(BROADCAST, own().mac, 0x0800);
@@ -389,6 +405,16 @@ fn is_answer(buffer: &crate::raw_ring::Buffer) -> bool {
     let mut bytes = [0; frame::ARP];
     buffer.frame(&mut bytes);
     bytes[12..14] == [8, 6] && bytes[20..22] == [0, 2] && bytes[28..32] == frame::gateway()
+}
+
+/// Sends a packet for somebody else to the gateway, whose answer is still where it was received.
+fn by_gateway(target: [u8; 4]) {
+    let mut answer = [0; frame::ARP];
+    if let Some(buffer) = IN.iter().find(|buffer| is_answer(buffer)) {
+        buffer.frame(&mut answer);
+    }
+    let mac = answer[6..].first_chunk().copied().unwrap_or_default();
+    post(frame::udp::<64>(mac, own(), target, 16).bytes());
 }
 
 /// A deed that concerns one frame: it is refused and counted, its buffer comes back, and the ring goes on.

@@ -210,7 +210,7 @@ impl<'a> Cell<'a> {
                 let Some((guest, port)) = &mut self.neighbour else { return Some(()) };
                 let frame = guest.udp((self.port.mac(), self.port.ipv4()), (1, 2), &vec![1; size.into()]);
                 guest.send(Header::default(), &frame, &[]);
-                let work = self.uplink.transmit(port, 300, self.now_ns, &mut self.notices);
+                let work = self.uplink.transmit(port, 300, usize::MAX, self.now_ns, &mut self.notices);
                 assert_eq!((work.frames, work.served), (1, Served::Drained), "a neighbour cannot send");
             }
             op::TRANSMIT => {
@@ -238,7 +238,7 @@ impl<'a> Cell<'a> {
     }
 
     fn transmit(&mut self, budget: usize) -> Work {
-        let work = self.uplink.transmit(&self.port, budget, self.now_ns, &mut self.notices);
+        let work = self.uplink.transmit(&self.port, budget, usize::MAX, self.now_ns, &mut self.notices);
         assert!(work.frames <= budget && work.bytes <= work.frames * MAX_FRAME, "{work:?} of {budget}");
         if let Served::Throttled { until_ns } = work.served {
             assert!(until_ns > self.now_ns);
@@ -342,7 +342,7 @@ impl<'a> Cell<'a> {
         let (mut guest, port) = self.neighbour.take().expect("there is one");
         let out = guest.udp(HOST, (7, 8), payload);
         guest.send(Header::default(), &out, &[]);
-        let work = self.uplink.transmit(&port, 10, self.now_ns, &mut self.notices);
+        let work = self.uplink.transmit(&port, 10, usize::MAX, self.now_ns, &mut self.notices);
         assert_eq!((work.frames, work.served), (1, Served::Drained));
         assert_eq!(self.uplink.link().wire.host_receives().expect("a frame").1, out);
 

@@ -74,6 +74,9 @@ pub struct NetworkConfig {
     pub tap: Option<String>,
     /// IPv4 subnet of the cell as (network address, prefix bits); otherwise the first free one of 10.99.0.0/16.
     pub subnet: Option<(Ipv4Addr, u8)>,
+    /// Where other cells of the same host have guests, as first and last address, besides the usual ranges. Guests of
+    /// networks other than 0 do not reach them.
+    pub others: Option<(Ipv4Addr, Ipv4Addr)>,
     /// File that records every frame.
     pub pcap: Option<PathBuf>,
     /// Who serves the rings.
@@ -138,6 +141,10 @@ impl GuestSpec {
 pub struct NetworkSpec {
     /// Its IPv4 address; otherwise the next free one.
     pub ipv4: Option<Ipv4Addr>,
+    /// Its network: guests of different networks are apart. 0 is that of those who asked for none, and alone reaches guests of other cells. Whoever
+    /// starts guests numbers their networks: `vmm launch` by the names on its command line, a supervisor by whatever owns them.
+    #[serde(default)]
+    pub network: u32,
     /// Its name server; otherwise the host's.
     pub dns: Option<Ipv4Addr>,
     /// Bytes received.

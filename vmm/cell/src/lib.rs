@@ -13,12 +13,13 @@
 //! - `machines`: the pool of machines that guests run on one after the other.
 //! - `templates`: guests that others start from.
 //! - `hypercalls`: what a guest may ask for.
-//! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `throttled`: who is above a limit.
+//! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
 //!
 //! Lock order: a core's slot, then a run queue, then whatever is a leaf (console, end events).
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod addresses;
 mod affinity;
 pub mod cell;
 pub mod clock;

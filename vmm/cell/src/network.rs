@@ -11,24 +11,24 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO};
+use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO, MAX_FRAME};
 use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
-use foraker_net::switch::MAX_PORTS;
 use foraker_net::{
-    AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
-    RingState, Served, Switch, TapError, Uplink,
+    AddError, DeficitRoundRobin, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap,
+    Port, PortConfig, RingState, Served, Switch, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::addresses::{Addresses, Unavailable};
 use crate::affinity::Apart;
 use crate::cell::{NetworkConfig, NetworkSpec, Shared};
 use crate::guest::Guest;
-use crate::subnet::{MTU, create, existing, ipv6_of, name_server};
+use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
 use crate::worker::{poll_for, wait};
 
@@ -84,6 +84,10 @@ const SERVICE_LIMIT: Duration = Duration::from_millis(4);
 const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
+/// Bytes of a guest that one exit sends: about a millisecond of its worker's time.
+const EXIT_BYTES: usize = 4 << 20;
+/// Bytes that a guest may send in a turn while others wait: a few of the largest frames, so that taking turns costs little.
+const QUANTUM: usize = 256 << 10;
 /// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
 const RING_LOOKS: u32 = 64;
 /// Most calls for one guest in a row.
@@ -93,20 +97,21 @@ thread_local! {
     static NOTICES: RefCell<Notices> = RefCell::new(Notices::new());
 }
 
+/// Guests that have something to send, in the uplink's thread.
+type Turns = DeficitRoundRobin<Arc<Port>>;
+
 /// The network of a cell.
 #[derive(Debug)]
 pub(crate) struct Network {
     uplink: Uplink,
-    gateway: Ipv4Addr,
-    prefix: u8,
+    subnet: Subnet,
     service: Service,
     controller: Mutex<RingService>,
     /// The controller's decision, to be read without its lock.
     server: AtomicU8,
     /// Guests by their port's id.
     guests: RwLock<HashMap<u64, Weak<Guest>>>,
-    /// Next address to try, as an offset into the subnet.
-    next_host: Mutex<u32>,
+    addresses: Mutex<Addresses>,
     /// Guests with immediate delivery: frames come one by one.
     immediate: AtomicBool,
     doorbell: EventFd,
@@ -161,11 +166,11 @@ impl Burst {
 
 impl Network {
     pub(crate) fn new(config: &NetworkConfig) -> Result<Network, NetworkError> {
-        let (tap, gateway, prefix) = match &config.tap {
+        let (tap, subnet) = match &config.tap {
             Some(name) => existing(name, config.subnet)?,
             None => create(config.subnet)?,
         };
-        let mac = tap.mac()?;
+        let (mac, gateway) = (tap.mac()?, subnet.gateway());
         let pcap = config
             .pcap
             .as_ref()
@@ -174,7 +179,8 @@ impl Network {
                     .map_err(|e| NetworkError::Pcap(path.display().to_string(), e))
             })
             .transpose()?;
-        let switch = Arc::new(Switch::new(Gateway { mac, ipv4: gateway, ipv6: Some(ipv6_of(gateway)) }));
+        let host = Gateway { mac, ipv4: gateway, ipv6: Some(subnet.ipv6_of(gateway)) };
+        let switch = Arc::new(Switch::beside(host, subnet.elsewhere(config.others)));
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(NetworkError::Os);
         let mut controller = RingService::new(Tuning::default());
         let epoch = Instant::now();
@@ -184,12 +190,11 @@ impl Network {
         Ok(Network {
             server: AtomicU8::new(server_code(controller.server())),
             uplink: Uplink::new(tap, switch, pcap),
-            gateway,
-            prefix,
+            subnet,
             service: config.service,
             controller: Mutex::new(controller),
             guests: RwLock::default(),
-            next_host: Mutex::new(2),
+            addresses: Mutex::new(Addresses::new(subnet)),
             immediate: AtomicBool::new(false),
             doorbell: event()?,
             wake: event()?,
@@ -210,12 +215,16 @@ impl Network {
     }
 
     pub(crate) fn description(&self) -> (String, Ipv4Addr, u8) {
-        (self.uplink.link().name().to_owned(), self.gateway, self.prefix)
+        (self.uplink.link().name().to_owned(), self.subnet.gateway(), self.subnet.prefix())
     }
 
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         let c = self.uplink.counters();
         c.rx.drops.iter().chain(c.tx.drops.iter()).map(|(reason, n)| (reason.name(), n)).collect()
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a guest a port with an address of the subnet.
@@ -226,52 +235,38 @@ impl Network {
         memory: &GuestMemory,
         rings: RingState,
     ) -> Result<Arc<Port>, NetworkError> {
-        let host_bits = 32 - u32::from(self.prefix);
-        let network = self.gateway.to_bits() >> host_bits << host_bits;
-        let last = network + (1u32 << host_bits) - 1;
-        let mut next = self.next_host.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let address = match wanted.ipv4 {
-                Some(a) => a,
-                None if network + *next >= last => {
-                    return Err(NetworkError::Full(network.into(), self.prefix));
-                }
-                None => {
-                    *next += 1;
-                    Ipv4Addr::from_bits(network + *next - 1)
-                }
-            };
-            let bits = address.to_bits();
-            if bits <= network || bits >= last || address == self.gateway {
-                if wanted.ipv4.is_some() {
-                    return Err(NetworkError::Outside(address, network.into(), self.prefix));
-                }
-                continue;
-            }
-            let [a, b, c, d] = address.octets();
-            let config = PortConfig {
-                id,
-                network: 0,
-                // Locally administered, and as unique as the address.
-                mac: Mac([0x06, 0x46, a, b, c, d]),
-                ipv4: address,
-                ipv6: Some(ipv6_of(address)),
-                mtu: MTU,
-                limits: Limits {
-                    rx_bandwidth: wanted.rx_bytes,
-                    tx_bandwidth: wanted.tx_bytes,
-                    tx_packets: wanted.tx_packets,
-                    over_limit: OverLimit::Wait,
-                },
-                memory: DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?,
-                rings,
-            };
-            match self.uplink.switch().add(config) {
-                Err(AddError::Ipv4(_))
-                    if wanted.ipv4.is_none() && self.uplink.switch().ports() < MAX_PORTS => {}
-                other => return Ok(other?),
-            }
+        let memory = DeviceMemory::new(memory.readable().clone(), memory.writable().clone())?;
+        let (network, prefix) = (self.subnet.network(), self.subnet.prefix());
+        let mut addresses = self.addresses();
+        let address = match wanted.ipv4 {
+            Some(address) => addresses.take_this(address).map(|()| address).map_err(|why| match why {
+                Unavailable::Outside => NetworkError::Outside(address, network, prefix),
+                Unavailable::Taken => AddError::Ipv4(address).into(),
+            })?,
+            None => addresses.take().ok_or(NetworkError::Full(network, prefix))?,
+        };
+        let [a, b, c, d] = address.octets();
+        let added = self.uplink.switch().add(PortConfig {
+            id,
+            network: wanted.network,
+            // Locally administered, and as unique as the address.
+            mac: Mac([0x06, 0x46, a, b, c, d]),
+            ipv4: address,
+            ipv6: Some(self.subnet.ipv6_of(address)),
+            mtu: MTU,
+            limits: Limits {
+                rx_bandwidth: wanted.rx_bytes,
+                tx_bandwidth: wanted.tx_bytes,
+                tx_packets: wanted.tx_packets,
+                over_limit: OverLimit::Wait,
+            },
+            memory,
+            rings,
+        });
+        if added.is_err() {
+            addresses.give_back(address);
         }
+        Ok(added?)
     }
 
     /// What a guest's virtual registers say about its port.
@@ -282,13 +277,13 @@ impl Network {
             mac: port.mac().0,
             mtu: port.mtu(),
             ipv4: port.ipv4().octets(),
-            gateway4: self.gateway.octets(),
+            gateway4: self.subnet.gateway().octets(),
             dns4: wanted.dns.or_else(name_server).unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
-            prefix4: self.prefix,
-            prefix6: 64,
+            prefix4: self.subnet.prefix(),
+            prefix6: IPV6_PREFIX,
             reserved0: [0; 2],
             ipv6: port.ipv6().unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
-            gateway6: ipv6_of(self.gateway).octets(),
+            gateway6: self.subnet.ipv6_of(self.subnet.gateway()).octets(),
         }
     }
 
@@ -304,7 +299,15 @@ impl Network {
     /// Takes a port away. When this returns, nobody reaches the guest's memory through it.
     pub(crate) fn remove(&self, port: &Arc<Port>) {
         self.guests.write().unwrap_or_else(PoisonError::into_inner).remove(&port.id());
-        self.uplink.switch().remove(port);
+        let mut addresses = self.addresses();
+        let switch = self.uplink.switch();
+        // Removed before, its address may be another's by now.
+        let there = switch.port_by_ipv4(port.ipv4()).is_some_and(|there| Arc::ptr_eq(&there, port));
+        switch.remove(port);
+        if there {
+            addresses.give_back(port.ipv4());
+        }
+        drop(addresses);
         self.throttled.remove(port);
     }
 
@@ -367,41 +370,60 @@ impl Network {
         })
     }
 
-    /// Sends what waits in a guest's transmit ring. Returns the frames moved.
+    /// Sends what waits in a guest's transmit ring, as much as may hold its worker up; the uplink's thread sends the rest. Returns the frames moved.
     fn transmit(&self, port: &Arc<Port>) -> usize {
         NOTICES.with_borrow_mut(|notices| {
-            let mut frames = 0;
+            let (mut frames, mut bytes) = (0, 0);
             for _ in 0..CALLS {
-                let work = self.uplink.transmit(port, BUDGET, self.now(), notices);
+                let work = self.uplink.transmit(port, BUDGET, EXIT_BYTES - bytes, self.now(), notices);
                 frames += work.frames;
+                bytes += work.bytes.min(EXIT_BYTES - bytes);
                 self.act(notices);
                 if let Served::Throttled { until_ns } = work.served {
                     self.throttle(port, until_ns);
                 }
                 if work.served != Served::More {
+                    return frames;
+                }
+                if EXIT_BYTES - bytes < MAX_FRAME {
                     break;
                 }
+            }
+            self.throttle(port, self.now());
+            frames
+        })
+    }
+
+    /// Has those send who stand in line, and those whose limits have held them up long enough: each a quantum, in its turn. Returns the frames moved.
+    fn serve_turns(&self, turns: &mut Turns) -> usize {
+        while self.throttled.next().is_some_and(|at| at <= self.now())
+            && let Some(port) = self.throttled.pop(self.now())
+        {
+            turns.join(port.id(), port);
+        }
+        NOTICES.with_borrow_mut(|notices| {
+            let mut frames = 0;
+            for _ in 0..turns.len() {
+                let Some(turn) = turns.begin() else { break };
+                // While nobody else waits, a long turn is at nobody's cost.
+                let bytes = if turns.is_empty() { EXIT_BYTES } else { turn.credit() };
+                let work = self.uplink.transmit(turn.sender(), BUDGET, bytes, self.now(), notices);
+                frames += work.frames;
+                self.act(notices);
+                if let Served::Throttled { until_ns } = work.served {
+                    self.throttle(turn.sender(), until_ns);
+                }
+                turns.finish(turn, work.bytes, work.served == Served::More);
             }
             frames
         })
     }
 
-    /// What a guest sends above its limits waits in its ring. Its own exits do not help it on: the uplink's thread sleeps until then.
+    /// What a guest sends above its limits, or above what its exits may send, waits in its ring. Its own exits do not help it on: the uplink's thread sleeps until then.
     fn throttle(&self, port: &Arc<Port>, until: u64) {
         if self.throttled.insert(port, until) {
             self.wake_uplink();
         }
-    }
-
-    /// Sends what limits have held up long enough. Returns the frames moved.
-    fn resume_throttled(&self) -> usize {
-        let mut frames = 0;
-        while self.throttled.next().is_some_and(|at| at <= self.now())
-            && let Some(port) = self.throttled.pop(self.now())
-        {
-            frames += self.transmit(&port);
-        }
-        frames
     }
 
     /// Whether a guest has frames that may be sent now.
@@ -438,20 +460,22 @@ impl Network {
     /// The uplink's thread.
     pub(crate) fn serve_uplink(cell: &Shared) {
         let Some(network) = &cell.network else { return };
+        let mut turns = Turns::new(QUANTUM, MAX_FRAME);
         while !cell.is_stopping() {
             if network.server() == Server::Worker {
                 // Workers serve; what they cannot do is to send later what is above a limit now, while they run something else.
-                let timeout = network.throttled.next().map(|at| network.left_until(at));
+                let waiting = network.throttled.next().map(|at| network.left_until(at));
+                let timeout = if turns.is_empty() { waiting } else { Some(Duration::ZERO) };
                 wait(&mut [poll_for(network.wake.as_raw_fd())], timeout);
                 let _ = network.wake.read();
-                network.resume_throttled();
+                network.serve_turns(&mut turns);
             } else {
-                network.serve_while_wanted(cell);
+                network.serve_while_wanted(cell, &mut turns);
             }
         }
     }
 
-    fn serve_while_wanted(&self, cell: &Shared) {
+    fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns) {
         let mut running: Vec<Arc<Guest>> = Vec::new();
         // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
         let mut owed = 0usize;
@@ -475,13 +499,12 @@ impl Network {
             // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
             // waits for its guest's ring is tried again at each of these looks.
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
-            let mut sent = 0;
             for port in running.iter().filter_map(|g| g.port.as_ref()) {
                 if self.has_work(port) {
-                    sent += self.transmit(port);
+                    turns.join(port.id(), Arc::clone(port));
                 }
             }
-            sent += self.resume_throttled();
+            let sent = self.serve_turns(turns);
             owed = (owed + received).saturating_sub(sent);
             if received + sent > 0 {
                 spins = 1;

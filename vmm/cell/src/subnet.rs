@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use foraker_net::{Tap, TapError};
+use foraker_net::{Elsewhere, Tap, TapError};
 
 use crate::network::NetworkError;
 
@@ -11,11 +11,85 @@ pub(crate) const MTU: u16 = 1500;
 /// What the host's TCP sends to guests with. A sender that estimates the bandwidth of its path and paces itself (BBR) does so with a timer for
 /// each segment, and takes the steps in which guests are served for a slow path; here is no path to be shared with others, and nothing is lost.
 const CONGESTION_CONTROL: &str = "cubic";
+/// First 32 bits of every guest's IPv6 address: unique local, with 24 bits of "FK" and zeros where a site would put a random number, because these
+/// addresses do not leave the host.
+pub(crate) const IPV6_SITE: u32 = 0xfd46_4b00;
+/// Bits of a cell's IPv6 prefix.
+pub(crate) const IPV6_PREFIX: u8 = 64;
+/// Where launches and the cells of supervisors have their subnets unless they are told otherwise.
+const CELLS: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 99, 0, 0), Ipv4Addr::new(10, 109, 255, 255));
 /// Frames that wait in the TAP device for a guest.
 const QUEUE: u32 = 4096;
 
+/// The addresses of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Subnet {
+    gateway: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Subnet {
+    /// The subnet of so many bits in which the host has this address.
+    pub(crate) fn new(gateway: Ipv4Addr, prefix: u8) -> Subnet {
+        Subnet { gateway, prefix: prefix.min(32) }
+    }
+
+    /// The host's address.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.gateway
+    }
+
+    /// Bits of the network's part.
+    pub(crate) fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// The host part that addresses everybody.
+    pub(crate) fn broadcast_part(&self) -> u32 {
+        u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
+    }
+
+    /// The first address, which names the subnet.
+    pub(crate) fn network(&self) -> Ipv4Addr {
+        self.address(0)
+    }
+
+    /// The address with this host part.
+    pub(crate) fn address(&self, host: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.gateway.to_bits() & !self.broadcast_part() | host & self.broadcast_part())
+    }
+
+    /// The IPv6 address that goes with an IPv4 address of the subnet. The subnet has one /64 of unique local addresses (RFC 4193): [`IPV6_SITE`], then
+    /// the subnet's own IPv4 address, so that two subnets never have the same; the interface's part is the host part of the IPv4 address.
+    pub(crate) fn ipv6_of(&self, address: Ipv4Addr) -> Ipv6Addr {
+        let network = u128::from(self.network().to_bits());
+        let host = u128::from(address.to_bits() & self.broadcast_part());
+        Ipv6Addr::from_bits(u128::from(IPV6_SITE) << 96 | network << 64 | host)
+    }
+
+    /// Where other cells of the host have guests: in the usual places, and in these.
+    pub(crate) fn elsewhere(&self, others: Option<(Ipv4Addr, Ipv4Addr)>) -> Elsewhere {
+        let own6 = (self.ipv6_of(self.gateway), IPV6_PREFIX);
+        let site = Ipv6Addr::from_bits(u128::from(IPV6_SITE) << 96);
+        let usual = Elsewhere::none_but_own((self.gateway, self.prefix), own6)
+            .and(CELLS.0, CELLS.1)
+            .and_ipv6(site, 32);
+        match others {
+            Some((first, last)) => usual.and(first, last),
+            None => usual,
+        }
+    }
+
+    /// The host part of an address; None if no host of this subnet can have it.
+    pub(crate) fn host_part(&self, address: Ipv4Addr) -> Option<u32> {
+        let host = address.to_bits() & self.broadcast_part();
+        let inside = self.address(host) == address;
+        (inside && (1..self.broadcast_part()).contains(&host)).then_some(host)
+    }
+}
+
 /// Makes a TAP device with the first free subnet, or with the wanted one.
-pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Subnet), NetworkError> {
     for n in 0..=255u8 {
         let subnet = wanted.unwrap_or((Ipv4Addr::new(10, 99, n, 0), 24));
         if wanted.is_none() && host_has_address_in(subnet.0, subnet.1) {
@@ -27,45 +101,43 @@ pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Ipv4Addr, u
             Err(TapError::NameTaken(_) | TapError::Busy(_)) => continue,
             Err(e) => return Err(e.into()),
         };
-        let gateway = Ipv4Addr::from_bits(subnet.0.to_bits() + 1);
+        let subnet = Subnet::new(Ipv4Addr::from_bits(subnet.0.to_bits() + 1), subnet.1);
         tap.set_mtu(MTU)?;
         tap.set_queue_length(QUEUE)?;
-        tap.add_ipv4(gateway, subnet.1)?;
-        // A host without IPv6 serves IPv4 all the same.
-        if let Err(e) = tap.add_ipv6(ipv6_of(gateway), 64) {
-            log::info!("no IPv6: {e}");
-        }
+        give_addresses(&tap, subnet)?;
         tap.up()?;
-        if let Err(e) = tap.set_congestion_control(gateway, subnet.1, CONGESTION_CONTROL) {
+        if let Err(e) = tap.set_congestion_control(subnet.gateway(), subnet.prefix(), CONGESTION_CONTROL) {
             log::info!("{e}");
         }
-        return Ok((tap, gateway, subnet.1));
+        return Ok((tap, subnet));
     }
     Err(NetworkError::NoSubnet)
 }
 
-pub(crate) fn existing(
-    name: &str,
-    wanted: Option<(Ipv4Addr, u8)>,
-) -> Result<(Tap, Ipv4Addr, u8), NetworkError> {
+pub(crate) fn existing(name: &str, wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Subnet), NetworkError> {
     let tap = Tap::open_existing(name)?;
-    let (gateway, prefix) = match (tap.ipv4()?, wanted) {
-        (Some(own), _) => own,
+    let subnet = match (tap.ipv4()?, wanted) {
+        // Whoever prepared the device chose its addresses.
+        (Some((gateway, prefix)), _) => Subnet::new(gateway, prefix),
         (None, Some((network, prefix))) => {
-            let gateway = Ipv4Addr::from_bits(network.to_bits() + 1);
-            tap.add_ipv4(gateway, prefix)?;
-            (gateway, prefix)
+            let subnet = Subnet::new(Ipv4Addr::from_bits(network.to_bits() + 1), prefix);
+            give_addresses(&tap, subnet)?;
+            subnet
         }
         (None, None) => return Err(NetworkError::NoSubnet),
     };
     tap.up()?;
-    Ok((tap, gateway, prefix))
+    Ok((tap, subnet))
 }
 
-/// The IPv6 address that goes with an IPv4 address: unique-local, with the IPv4 address at the end.
-pub(crate) fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
-    let [a, b, c, d] = address.octets().map(u16::from);
-    Ipv6Addr::new(0xfd46, 0x4b00, a << 8 | b, c, 0, 0, 0, d)
+/// The host's addresses in the subnet.
+fn give_addresses(tap: &Tap, subnet: Subnet) -> Result<(), NetworkError> {
+    tap.add_ipv4(subnet.gateway(), subnet.prefix())?;
+    // A host without IPv6 serves IPv4 all the same.
+    if let Err(e) = tap.add_ipv6(subnet.ipv6_of(subnet.gateway()), IPV6_PREFIX) {
+        log::info!("no IPv6: {e}");
+    }
+    Ok(())
 }
 
 /// Whether an interface of the host has an address in the subnet.
@@ -102,4 +174,30 @@ pub(crate) fn name_server() -> Option<Ipv4Addr> {
         .filter_map(|l| l.strip_prefix("nameserver"))
         .filter_map(|a| a.trim().parse::<Ipv4Addr>().ok())
         .find(|a| !a.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_guest_of_a_subnet_has_an_ipv6_address_in_its_64_bits() {
+        let subnet = Subnet::new(Ipv4Addr::new(10, 99, 0, 1), 16);
+        let of = |address: [u8; 4]| subnet.ipv6_of(address.into()).to_string();
+        assert_eq!(of([10, 99, 0, 1]), "fd46:4b00:a63::1");
+        assert_eq!(of([10, 99, 3, 7]), "fd46:4b00:a63::307");
+        assert_eq!(of([10, 99, 255, 254]), "fd46:4b00:a63::fffe");
+        let next = Subnet::new(Ipv4Addr::new(10, 99, 4, 1), 24);
+        assert_eq!(next.ipv6_of(Ipv4Addr::new(10, 99, 4, 200)).to_string(), "fd46:4b00:a63:400::c8");
+        let wide = Subnet::new(Ipv4Addr::new(10, 0, 0, 1), 8);
+        assert_eq!(wide.ipv6_of(Ipv4Addr::new(10, 99, 3, 7)).to_string(), "fd46:4b00:a00::63:307");
+    }
+
+    #[test]
+    fn hosts_are_between_the_network_and_everybody() {
+        let subnet = Subnet::new(Ipv4Addr::new(10, 20, 30, 65), 26);
+        assert_eq!((subnet.network(), subnet.broadcast_part()), (Ipv4Addr::new(10, 20, 30, 64), 63));
+        let part = |last| subnet.host_part(Ipv4Addr::new(10, 20, 30, last));
+        assert_eq!([64, 65, 126, 127, 128].map(part), [None, Some(1), Some(62), None, None]);
+    }
 }

@@ -140,6 +140,9 @@ pub(crate) struct CellProcess {
     /// Its subnet
     #[arg(long, value_parser = subnet)]
     pub(crate) subnet: (Ipv4Addr, u8),
+    /// First and last address of all cells' subnets
+    #[arg(long, value_parser = range)]
+    pub(crate) subnets: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Worker threads
     #[arg(long)]
     pub(crate) workers: usize,
@@ -230,6 +233,9 @@ pub(crate) struct GuestOptions {
     /// Its IPv4 address [default: the next free one of the subnet]
     #[arg(long, value_name = "A.B.C.D")]
     pub(crate) ip: Option<Ipv4Addr>,
+    /// Name of its network: guests of different networks do not reach each other [default: the one of those without a name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<String>,
     /// Its name server's IPv4 address [default: the first of the host's /etc/resolv.conf that is no loopback address]
     #[arg(long, value_name = "A.B.C.D")]
     pub(crate) dns: Option<Ipv4Addr>,
@@ -428,6 +434,12 @@ fn subnet(text: &str) -> Result<(Ipv4Addr, u8), String> {
         return Err(refuse());
     }
     Ok((address, bits))
+}
+
+fn range(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), String> {
+    text.split_once('-')
+        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
+        .ok_or_else(|| format!("'{text}' is not a range: write FIRST-LAST"))
 }
 
 fn publish(text: &str) -> Result<Publish, String> {

@@ -12,9 +12,10 @@ use anyhow::{Context, bail};
 use foraker_cell::{
     Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages, ProcessorSpec,
 };
-use foraker_publish::Published;
+use foraker_publish::Publisher;
 
 use crate::args::{GuestOptions, Launch, Service};
+use crate::networks::Networks;
 use crate::report::{NetworkReport, Report};
 use crate::signals::Signals;
 use crate::{logger, manifest, report};
@@ -34,10 +35,18 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     logger::start(launch.cell.log_level.filter());
     let signals = Signals::take().context("cannot take over signals")?;
     let all: Vec<_> = std::iter::once(&launch.first).chain(&launch.more).collect();
-    let mut images = HashMap::new();
+    let (mut images, mut networks) = (HashMap::new(), Networks::default());
     let mut specs = Vec::new();
     for options in &all {
-        specs.push(spec(options, all.len() > 1, &mut images)?);
+        let mut spec = spec(options, all.len() > 1, &mut images)?;
+        match (&mut spec.network, &options.network) {
+            (Some(network), Some(name)) => network.network = networks.number(name),
+            (None, Some(name)) => {
+                bail!("guest {} has no network, so it cannot be in {name}: add --net", spec.name)
+            }
+            (_, None) => {}
+        }
+        specs.push(spec);
     }
     for (i, s) in specs.iter().enumerate() {
         if specs.iter().take(i).any(|other| other.name == s.name) {
@@ -53,6 +62,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             bail!("{} bytes of memory for {} are too much: a guest can have 64G at most", s.memory, s.name);
         }
     }
+    let mut publisher = None;
     let mut listeners = Vec::new();
     for (options, spec) in all.iter().zip(&specs) {
         for p in &options.publish {
@@ -63,7 +73,11 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
                     p.guest
                 );
             }
-            listeners.push((spec.name.clone(), foraker_publish::listen(p.host)?, p.guest));
+            let publisher = match &publisher {
+                Some(publisher) => publisher,
+                None => publisher.insert(Publisher::start().context("cannot serve published ports")?),
+            };
+            listeners.push((spec.name.clone(), publisher.listen(p.host)?, p.guest));
         }
     }
 
@@ -73,6 +87,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let network = specs.iter().any(|s| s.network.is_some()).then(|| NetworkConfig {
         tap: launch.cell.tap.clone(),
         subnet: launch.cell.subnet,
+        others: None,
         pcap: launch.cell.pcap.clone(),
         service: match launch.cell.service {
             Service::Auto => foraker_cell::Service::Auto,
@@ -106,11 +121,8 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
         if let Some(g) = guests.iter().find(|g| g.name == name)
             && let Some(p) = &g.port
         {
-            published.push(Published::new(listener, SocketAddr::new(p.ipv4().into(), port)));
+            published.push(listener.pass_to(SocketAddr::new(p.ipv4().into(), port)));
         }
-    }
-    if !published.is_empty() {
-        foraker_publish::serve(published).context("cannot serve published ports")?;
     }
     if let Some((tap, address, bits)) = cell.network() {
         log::info!("network {tap}: {address}/{bits}");
@@ -214,6 +226,7 @@ pub(crate) fn spec(
         environment,
         network: network.then(|| NetworkSpec {
             ipv4: o.ip,
+            network: 0,
             dns: o.dns,
             rx_bytes: o.rx_bandwidth.or(m.limits.rx_bandwidth),
             tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),

@@ -5,6 +5,7 @@ mod doctor;
 mod launch;
 mod logger;
 mod manifest;
+mod networks;
 mod report;
 mod serve;
 mod signals;

@@ -56,7 +56,8 @@ pub(crate) fn run_cell(process: &CellProcess) -> anyhow::Result<u8> {
     raise_descriptor_limit();
     // SAFETY: the standard input is this process' own, and nobody else here uses it.
     let channel = unsafe { UnixStream::from_raw_fd(libc::STDIN_FILENO) };
-    let options = cell::Options { workers: process.workers, subnet: process.subnet, arena: ARENA };
+    let (subnet, others) = (process.subnet, process.subnets);
+    let options = cell::Options { workers: process.workers, subnet, others, arena: ARENA };
     cell::run(channel, &options).with_context(|| format!("cell {}", process.number))?;
     Ok(0)
 }
@@ -87,14 +88,15 @@ fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
 
 /// Has guests run.
 pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
-    if !run.guest.publish.is_empty() {
-        bail!("the supervisor publishes no ports yet: connect to the guest's address, or use `vmm launch`");
+    if run.guest.network.is_some() {
+        bail!("guests of the supervisor share one network: keep networks apart with `vmm launch --network`");
     }
     let mut spec = launch::spec(&run.guest, false, &mut HashMap::new())?;
     let image = std::path::absolute(run.guest.image()).context("cannot find the image")?;
     spec.name = spec.name.trim().to_owned();
     let mut order = Order::of(&spec).context("the image is no file")?;
     order.image = image;
+    order.publish = run.guest.publish.iter().map(|p| (p.host, p.guest)).collect();
     let (count, wait) = (run.count, !run.detach);
     let request = Request::Run { order: Box::new(order), count, restart: run.restart.clone(), wait };
     let Reply::Taken { first, last, open } = ask(&run.socket.path(), &request)? else {

@@ -74,7 +74,7 @@ impl Bench {
     }
 
     fn transmit(&mut self) -> usize {
-        self.uplink.transmit(&self.port, 1000, 0, &mut self.notices).frames
+        self.uplink.transmit(&self.port, 1000, usize::MAX, 0, &mut self.notices).frames
     }
 
     fn clear(&mut self) {

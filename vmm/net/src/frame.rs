@@ -50,6 +50,15 @@ impl Mac {
         Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
     }
 
+    /// The ethernet address that a link-local IPv6 address is derived from; None if it is no such address.
+    #[must_use]
+    pub const fn of_link_local(address: Ipv6Addr) -> Option<Mac> {
+        match address.octets() {
+            [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => Some(Mac([a ^ 2, b, c, d, e, f])),
+            _ => None,
+        }
+    }
+
     pub(crate) const fn key(self) -> u64 {
         let [a, b, c, d, e, f] = self.0;
         u64::from_le_bytes([a, b, c, d, e, f, 0, 0])

@@ -29,7 +29,7 @@
 //! // Serving, from any thread: at a guest's exits, or in a thread that polls `uplink.link()` and the doorbells.
 //! let mut notices = Notices::new(); // one for each thread, reused
 //! let now = monotonic_ns();
-//! let out = uplink.transmit(&port, 64, now, &mut notices); // out.served: Drained, More or Throttled
+//! let out = uplink.transmit(&port, 64, 1 << 20, now, &mut notices); // out.served: Drained, More or Throttled
 //! let inn = uplink.receive(64, now, &mut notices)?; // inn.served: Drained, More, Busy or Waiting
 //! for (port, bits) in notices.interrupts() {
 //!     raise(port.id(), bits); // set `bits` in the guest's pending word; wake it if it is idle
@@ -42,7 +42,7 @@
 //! // While a thread keeps calling `transmit`, the guest need not ring the doorbell.
 //! port.set_looking(true);
 //! if port.set_looking(false) {
-//!     uplink.transmit(&port, 64, monotonic_ns(), &mut notices); // frames came at the last moment
+//!     uplink.transmit(&port, 64, 1 << 20, monotonic_ns(), &mut notices); // frames came at the last moment
 //! }
 //! # Ok(())
 //! # }
@@ -86,6 +86,8 @@
 )]
 
 pub mod counters;
+pub mod drr;
+pub mod elsewhere;
 pub mod frame;
 mod link;
 pub mod memory;
@@ -106,6 +108,8 @@ mod transmit;
 mod uplink;
 
 pub use counters::{Counters, DropReason, Drops};
+pub use drr::DeficitRoundRobin;
+pub use elsewhere::Elsewhere;
 pub use frame::Mac;
 pub use link::Link;
 pub use memory::{DeviceMemory, MemoryError};

@@ -71,20 +71,36 @@ impl Windows {
     }
 }
 
-/// The windows of one guest.
+/// Keeps the regions' owners alive as long as their addresses are in use.
+type Owners = Arc<(GuestMemoryMmap, GuestMemoryMmap)>;
+
+/// The windows that one ring's buffers may lie in.
 #[derive(Clone, Debug)]
-pub struct DeviceMemory {
-    readable: Windows,
-    writable: Windows,
-    /// Keep the regions' owners alive as long as their addresses are in use.
-    _owners: Arc<(GuestMemoryMmap, GuestMemoryMmap)>,
+pub(crate) struct Buffers {
+    windows: Windows,
+    _owners: Owners,
+}
+
+impl Buffers {
+    /// Where these bytes of the guest are.
+    #[inline]
+    pub(crate) fn translate(&self, address: u64, length: u32) -> Option<NonNull<u8>> {
+        self.windows.translate(address, length)
+    }
 }
 
 // SAFETY: the addresses stay valid in every thread as long as `_owners` lives (or, for raw regions, as their creator
 // promised to `MmapRegion::build_raw`), and memory behind them is only reached by raw copies and atomics.
-unsafe impl Send for DeviceMemory {}
+unsafe impl Send for Buffers {}
 // SAFETY: as above; there is no interior mutability besides the guest's memory itself.
-unsafe impl Sync for DeviceMemory {}
+unsafe impl Sync for Buffers {}
+
+/// The windows of one guest.
+#[derive(Clone, Debug)]
+pub struct DeviceMemory {
+    readable: Buffers,
+    writable: Buffers,
+}
 
 impl DeviceMemory {
     /// `readable`: what transmit buffers may lie in. `writable`: what receive buffers and the rings may lie in.
@@ -95,23 +111,18 @@ impl DeviceMemory {
     /// # Errors
     /// Too many regions, or a ring outside of `writable`.
     pub fn new(readable: GuestMemoryMmap, writable: GuestMemoryMmap) -> Result<Self, MemoryError> {
+        let (read, write) = (Windows::new(&readable)?, Windows::new(&writable)?);
+        let owners = Arc::new((readable, writable));
         Ok(DeviceMemory {
-            readable: Windows::new(&readable)?,
-            writable: Windows::new(&writable)?,
-            _owners: Arc::new((readable, writable)),
+            readable: Buffers { windows: read, _owners: Arc::clone(&owners) },
+            writable: Buffers { windows: write, _owners: owners },
         })
     }
 
-    /// Bytes that the guest may have sent.
-    #[inline]
-    pub(crate) fn readable(&self, address: u64, length: u32) -> Option<NonNull<u8>> {
-        self.readable.translate(address, length)
-    }
-
-    /// Bytes that may be written for the guest.
-    #[inline]
-    pub(crate) fn writable(&self, address: u64, length: u32) -> Option<NonNull<u8>> {
-        self.writable.translate(address, length)
+    /// What the transmit ring's buffers may lie in, and what the receive ring's may: each ring keeps its own half, because there is one for every
+    /// port of a large cell.
+    pub(crate) fn into_halves(self) -> (Buffers, Buffers) {
+        (self.readable, self.writable)
     }
 
     /// The ring at this address of the contract.
@@ -120,7 +131,7 @@ impl DeviceMemory {
     /// It is not in one region of the writable windows.
     pub fn ring(&self, address: u64) -> Result<MappedRing, MemoryError> {
         let size = u32::try_from(RING_SIZE).map_err(|_| MemoryError::Ring(address))?;
-        let base = self.writable(address, size).ok_or(MemoryError::Ring(address))?;
+        let base = self.writable.translate(address, size).ok_or(MemoryError::Ring(address))?;
         if !base.cast::<Descriptor>().is_aligned() {
             return Err(MemoryError::Ring(address));
         }
@@ -131,13 +142,13 @@ impl DeviceMemory {
 /// A ring in guest memory.
 ///
 /// Invariant: [`RING_SIZE`] bytes at `base`, aligned to 16, are mapped as long as the [`DeviceMemory`] that this came
-/// from is in use; queues keep both together.
+/// from, or a half of it, is in use; queues keep both together.
 #[derive(Debug)]
 pub struct MappedRing {
     base: NonNull<u8>,
 }
 
-// SAFETY: as for `DeviceMemory`.
+// SAFETY: as for `Buffers`.
 unsafe impl Send for MappedRing {}
 
 #[expect(clippy::cast_possible_truncation, reason = "constants below the size of a ring")]

@@ -66,7 +66,7 @@ pub struct RingState {
 pub struct PortConfig {
     /// The guest's identity, as the caller knows it.
     pub id: u64,
-    /// Ports of different networks cannot reach each other.
+    /// Ports of different networks cannot reach each other; only [`crate::elsewhere::SHARED`] reaches those of other switches.
     pub network: u32,
     /// Ethernet address.
     pub mac: Mac,
@@ -92,7 +92,6 @@ pub struct Port {
     mac: Mac,
     ipv4: Ipv4Addr,
     ipv6: Option<Ipv6Addr>,
-    link_local: Ipv6Addr,
     mtu: u16,
     counters: Counters,
     rx: Mutex<Option<ReceiveHalf>>,
@@ -132,16 +131,16 @@ impl Port {
     /// Touches none of the guest's memory.
     pub(crate) fn new(config: PortConfig) -> Result<Self, MemoryError> {
         let PortConfig { id, network, mac, ipv4, ipv6, mtu, limits, memory, rings } = config;
-        let rx = ReceiveQueue::new(memory.clone(), memory.ring(layout::NET_RX)?, rings.rx);
-        let tx_ring = memory.ring(layout::NET_TX)?;
-        let tx = TransmitQueue::new(memory, tx_ring, rings.tx);
+        let (rx_ring, tx_ring) = (memory.ring(layout::NET_RX)?, memory.ring(layout::NET_TX)?);
+        let (readable, writable) = memory.into_halves();
+        let rx = ReceiveQueue::new(writable, rx_ring, rings.rx);
+        let tx = TransmitQueue::new(readable, tx_ring, rings.tx);
         Ok(Port {
             id,
             network,
             mac,
             ipv4,
             ipv6,
-            link_local: mac.link_local(),
             mtu,
             counters: Counters::default(),
             rx: Mutex::new(Some(ReceiveHalf { queue: rx, bytes: limits.rx_bandwidth.map(byte_bucket) })),
@@ -187,7 +186,7 @@ impl Port {
     /// The IPv6 address on the link that is derived from the ethernet address.
     #[must_use]
     pub fn link_local(&self) -> Ipv6Addr {
-        self.link_local
+        self.mac.link_local()
     }
 
     /// Most bytes of an IP packet on the wire.

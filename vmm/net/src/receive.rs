@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use foraker_abi::net::{HEADER_SIZE, MAX_FRAME, MIN_RX_BUFFER};
 use foraker_abi::ring::{DESC_NEXT, DESC_WRITE, Descriptor, QUEUE_SIZE};
 
-use crate::memory::{DeviceMemory, MappedRing};
+use crate::memory::{Buffers, MappedRing};
 use crate::parts::{Part, Parts};
 use crate::ring::{FaultKind, Queue, RingFault, SplitQueue};
 
@@ -77,13 +77,13 @@ pub(crate) enum Delivery {
 #[derive(Debug)]
 pub(crate) struct ReceiveQueue {
     queue: SplitQueue<MappedRing>,
-    memory: DeviceMemory,
+    memory: Buffers,
     /// Most buffers that the guest has given at a time.
     most: u16,
 }
 
 impl ReceiveQueue {
-    pub(crate) fn new(memory: DeviceMemory, ring: MappedRing, completed: u16) -> Self {
+    pub(crate) fn new(memory: Buffers, ring: MappedRing, completed: u16) -> Self {
         ReceiveQueue { queue: SplitQueue::new(ring, completed), memory, most: 0 }
     }
 
@@ -245,7 +245,7 @@ impl ReceiveQueue {
         }
         let place = self
             .memory
-            .writable(descriptor.address, descriptor.length)
+            .translate(descriptor.address, descriptor.length)
             .ok_or(FaultKind::OutsideMemory { address: descriptor.address, length: descriptor.length })?;
         Ok((head, descriptor, place))
     }

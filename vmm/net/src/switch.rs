@@ -2,17 +2,18 @@
 //!
 //! It answers address resolution itself, for guests and for the gateway, so that a broadcast wakes nobody; it passes
 //! a guest's frame on only if every source address in it is the guest's own; and it keeps networks apart, also
-//! on the way through the host, whose kernel would otherwise route between them. The cost of a decision does not
-//! depend on the number of ports.
+//! on the way through the host, whose kernel would otherwise route between them, and to other switches of the host
+//! ([`crate::elsewhere`]). The cost of a decision does not depend on the number of ports.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use rustc_hash::FxBuildHasher;
 
 use crate::counters::DropReason;
+use crate::elsewhere::{Elsewhere, SHARED};
 use crate::frame::{self, Arp, Discovery, Frame, Ipv6, Mac, Packet};
 use crate::memory::MemoryError;
 use crate::port::{Port, PortConfig, RingState};
@@ -71,6 +72,7 @@ type Map<K, V> = HashMap<K, V, FxBuildHasher>;
 struct Tables {
     by_mac: Map<u64, Arc<Port>>,
     by_ipv4: Map<u32, Arc<Port>>,
+    /// Without link-local addresses, which say themselves whose they are.
     by_ipv6: Map<u128, Arc<Port>>,
     /// Ports of each network.
     networks: Map<u32, usize>,
@@ -86,7 +88,10 @@ impl Tables {
     }
 
     fn ipv6(&self, address: Ipv6Addr) -> Option<&Arc<Port>> {
-        self.by_ipv6.get(&address.to_bits())
+        match Mac::of_link_local(address) {
+            Some(mac) => self.mac(mac),
+            None => self.by_ipv6.get(&address.to_bits()),
+        }
     }
 }
 
@@ -94,20 +99,28 @@ impl Tables {
 #[derive(Debug)]
 pub struct Switch {
     gateway: Gateway,
+    elsewhere: Elsewhere,
     /// Held for one look-up (or one read from the link) at a time, and for writing only while a port comes or goes.
     /// The innermost lock: nothing else is locked while it is held.
     tables: RwLock<Tables>,
     ports: AtomicUsize,
-    /// Whether there is more than one network.
+    /// Whether there is a network besides the shared one.
     divided: AtomicBool,
 }
 
 impl Switch {
-    /// A switch without ports.
+    /// A switch without ports, alone on its host.
     #[must_use]
     pub fn new(gateway: Gateway) -> Self {
+        Switch::beside(gateway, Elsewhere::default())
+    }
+
+    /// A switch without ports, beside others whose guests have their addresses `elsewhere`.
+    #[must_use]
+    pub fn beside(gateway: Gateway, elsewhere: Elsewhere) -> Self {
         Switch {
             gateway,
+            elsewhere,
             tables: RwLock::default(),
             ports: AtomicUsize::new(0),
             divided: AtomicBool::new(false),
@@ -126,7 +139,7 @@ impl Switch {
         self.ports.load(Ordering::Relaxed)
     }
 
-    /// Whether there is more than one network, so that packets through the host need a closer look.
+    /// Whether there is a network besides the shared one, so that packets through the host need a closer look.
     #[inline]
     pub(crate) fn is_divided(&self) -> bool {
         self.divided.load(Ordering::Relaxed)
@@ -136,11 +149,13 @@ impl Switch {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// If this is the only port: a guard while which no other is added.
+    /// If this is the only port, and no frame from the host needs a closer look: a guard while which no other is added.
     pub(crate) fn only_port(&self, port: &Arc<Port>) -> Option<impl Sized> {
         let tables = self.read();
-        (tables.by_mac.len() == 1 && tables.mac(port.mac()).is_some_and(|there| Arc::ptr_eq(there, port)))
-            .then_some(tables)
+        (tables.by_mac.len() == 1
+            && !self.is_divided()
+            && tables.mac(port.mac()).is_some_and(|there| Arc::ptr_eq(there, port)))
+        .then_some(tables)
     }
 
     /// Adds a port. None of the guest's memory is touched.
@@ -162,7 +177,11 @@ impl Switch {
             return Err(AddError::Ipv4(v4));
         }
         if let Some(v6) = config.ipv6
-            && (Some(v6) == gateway.ipv6 || v6.is_unspecified() || v6.is_multicast() || v6.is_loopback())
+            && (Some(v6) == gateway.ipv6
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_loopback()
+                || v6.is_unicast_link_local())
         {
             return Err(AddError::Ipv6(v6));
         }
@@ -177,15 +196,13 @@ impl Switch {
         if tables.ipv4(v4).is_some() {
             return Err(AddError::Ipv4(v4));
         }
-        for address in [Some(port.link_local()), port.ipv6()].into_iter().flatten() {
-            if tables.ipv6(address).is_some() {
-                return Err(AddError::Ipv6(address));
-            }
+        if let Some(v6) = port.ipv6().filter(|v6| tables.ipv6(*v6).is_some()) {
+            return Err(AddError::Ipv6(v6));
         }
         tables.by_mac.insert(port.mac().key(), Arc::clone(&port));
         tables.by_ipv4.insert(v4.to_bits(), Arc::clone(&port));
-        for address in [Some(port.link_local()), port.ipv6()].into_iter().flatten() {
-            tables.by_ipv6.insert(address.to_bits(), Arc::clone(&port));
+        if let Some(v6) = port.ipv6() {
+            tables.by_ipv6.insert(v6.to_bits(), Arc::clone(&port));
         }
         *tables.networks.entry(port.network()).or_default() += 1;
         self.count(&tables);
@@ -199,8 +216,8 @@ impl Switch {
         if tables.mac(port.mac()).is_some_and(|there| Arc::ptr_eq(there, port)) {
             tables.by_mac.remove(&port.mac().key());
             tables.by_ipv4.remove(&port.ipv4().to_bits());
-            for address in [Some(port.link_local()), port.ipv6()].into_iter().flatten() {
-                tables.by_ipv6.remove(&address.to_bits());
+            if let Some(v6) = port.ipv6() {
+                tables.by_ipv6.remove(&v6.to_bits());
             }
             if let Some(count) = tables.networks.get_mut(&port.network()) {
                 *count -= 1;
@@ -216,7 +233,8 @@ impl Switch {
 
     fn count(&self, tables: &Tables) {
         self.ports.store(tables.by_mac.len(), Ordering::Relaxed);
-        self.divided.store(tables.networks.len() > 1, Ordering::Relaxed);
+        let shared = usize::from(tables.networks.contains_key(&SHARED));
+        self.divided.store(tables.networks.len() > shared, Ordering::Relaxed);
     }
 
     /// The port that has this IPv4 address.
@@ -264,13 +282,20 @@ impl Switch {
         }
     }
 
-    /// Whether the packet's destination (or else its source) is a guest of another network.
+    /// Whether the packet's destination (or else its source) is a guest of another network, or may be.
     fn is_foreign(&self, network: u32, frame: &Frame, destination: bool) -> bool {
+        let address: IpAddr = match &frame.packet {
+            Packet::Ipv4(packet) => if destination { packet.destination } else { packet.source }.into(),
+            Packet::Ipv6(packet) => if destination { packet.destination } else { packet.source }.into(),
+            _ => return false,
+        };
+        if network != SHARED && self.elsewhere.holds(address) {
+            return true;
+        }
         let tables = self.read();
-        let other = match &frame.packet {
-            Packet::Ipv4(packet) => tables.ipv4(if destination { packet.destination } else { packet.source }),
-            Packet::Ipv6(packet) => tables.ipv6(if destination { packet.destination } else { packet.source }),
-            _ => None,
+        let other = match address {
+            IpAddr::V4(address) => tables.ipv4(address),
+            IpAddr::V6(address) => tables.ipv6(address),
         };
         other.is_some_and(|port| port.network() != network)
     }
@@ -355,13 +380,12 @@ impl Switch {
                 }
                 _ => {}
             }
-            if self.is_divided()
-                && self
-                    .read()
-                    .mac(destination)
-                    .is_some_and(|port| self.is_foreign(port.network(), &frame, false))
-            {
-                return Route::Drop(DropReason::Isolated);
+            if self.is_divided() {
+                // Not within the look-up: a lock that is held is not taken again, or a writer between the two would stop both.
+                let network = self.read().mac(destination).map(|port| port.network());
+                if network.is_some_and(|network| self.is_foreign(network, &frame, false)) {
+                    return Route::Drop(DropReason::Isolated);
+                }
             }
         }
         if destination.is_multicast() {

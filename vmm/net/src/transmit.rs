@@ -4,7 +4,7 @@ use foraker_abi::net::{HEADER_SIZE, Header, MAX_CHAIN, MAX_FRAME};
 use foraker_abi::ring::{DESC_NEXT, DESC_WRITE};
 
 use crate::frame::MAX_HEADERS;
-use crate::memory::{DeviceMemory, MappedRing};
+use crate::memory::{Buffers, MappedRing};
 use crate::offload;
 use crate::parts::{Part, Parts};
 use crate::ring::{FaultKind, Queue, RingFault, SplitQueue};
@@ -83,11 +83,11 @@ impl Outgoing {
 #[derive(Debug)]
 pub(crate) struct TransmitQueue {
     queue: SplitQueue<MappedRing>,
-    memory: DeviceMemory,
+    memory: Buffers,
 }
 
 impl TransmitQueue {
-    pub(crate) fn new(memory: DeviceMemory, ring: MappedRing, completed: u16) -> Self {
+    pub(crate) fn new(memory: Buffers, ring: MappedRing, completed: u16) -> Self {
         TransmitQueue { queue: SplitQueue::new(ring, completed), memory }
     }
 
@@ -118,7 +118,7 @@ impl TransmitQueue {
             }
             let place = self
                 .memory
-                .readable(descriptor.address, descriptor.length)
+                .translate(descriptor.address, descriptor.length)
                 .ok_or(FaultKind::OutsideMemory { address: descriptor.address, length: descriptor.length })?;
             let length = usize::try_from(descriptor.length).unwrap_or(usize::MAX);
             total = total.saturating_add(length);

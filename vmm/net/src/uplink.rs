@@ -336,17 +336,24 @@ impl<L: Link> Uplink<L> {
         good
     }
 
-    /// Takes at most `budget` frames from a port's transmit ring and sends them on. Waits for another thread that
-    /// does so already: what the guest made available before the call is dealt with when it returns
-    /// [`Served::Drained`].
+    /// Takes at most `frames` from a port's transmit ring, and at most so many `bytes` of them (but always one frame), and sends
+    /// them on. Waits for another thread that does so already: what the guest made available before the call is dealt with when it
+    /// returns [`Served::Drained`].
     ///
     /// `now_ns` is the caller's monotonic clock, for limits.
-    pub fn transmit(&self, port: &Arc<Port>, budget: usize, now_ns: u64, notices: &mut Notices) -> Work {
+    pub fn transmit(
+        &self,
+        port: &Arc<Port>,
+        frames: usize,
+        bytes: usize,
+        now_ns: u64,
+        notices: &mut Notices,
+    ) -> Work {
         let mut work = Work::default();
         let mut guard = port.lock_transmit();
         let Some(half) = guard.as_mut() else { return work };
         let mut sent = Sent::default();
-        match self.transmit_batch(half, port, budget, now_ns, notices, &mut work, &mut sent) {
+        match self.transmit_batch(half, port, (frames, bytes), now_ns, notices, &mut work, &mut sent) {
             Ok(served) => {
                 work.served = served;
                 sent.published |= half.queue.publish();
@@ -374,7 +381,7 @@ impl<L: Link> Uplink<L> {
         &self,
         half: &mut TransmitHalf,
         port: &Arc<Port>,
-        budget: usize,
+        (frames, bytes): (usize, usize),
         now_ns: u64,
         notices: &mut Notices,
         work: &mut Work,
@@ -383,11 +390,15 @@ impl<L: Link> Uplink<L> {
         let mut frame = Outgoing::new();
         let (mut unpublished, mut unpublished_bytes) = (0, 0);
         loop {
-            if work.frames >= budget {
+            if work.frames >= frames {
                 return Ok(Served::More);
             }
             if !half.queue.next(&mut frame)? {
                 return Ok(Served::Drained);
+            }
+            // It stays in the ring, and is looked at anew by the next call.
+            if work.frames > 0 && work.bytes + frame.length() > bytes {
+                return Ok(Served::More);
             }
             trace::pass(Point::Taken, frame.length());
             match self.send(half, port, &mut frame, now_ns, notices) {

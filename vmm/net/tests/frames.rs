@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use foraker_abi::net::{GSO_TCPV4, Header, NEEDS_CSUM};
 use foraker_net::frame::{self, Discovery, Frame, MAX_HEADERS, Malformed, Packet};
-use foraker_net::{AddError, DropReason, Gateway, Limits, Mac, Port, PortConfig, Route, Switch, offload};
+use foraker_net::{
+    AddError, DropReason, Elsewhere, Gateway, Limits, Mac, Port, PortConfig, Route, Switch, offload,
+};
 use proptest::prelude::*;
 
 mod driver;
@@ -173,6 +175,53 @@ fn networks_are_apart_also_through_the_host() {
     assert_eq!(dropped(&lab.switch.route_uplink(&routed, routed.len())), Some(DropReason::Isolated));
     let own = udp(HOST, four, (1, 2), b"");
     assert!(matches!(lab.switch.route_uplink(&own, own.len()), Route::Port(_)));
+}
+
+#[test]
+fn a_network_of_its_own_ends_at_its_switch() {
+    let elsewhere = Elsewhere::none_but_own((HOST4, 24), (HOST6, 64))
+        .and(Ipv4Addr::new(10, 213, 0, 0), Ipv4Addr::new(10, 213, 255, 255))
+        .and_ipv6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0), 32);
+    let switch = Switch::beside(Gateway { mac: HOST_MAC, ipv4: HOST4, ipv6: Some(HOST6) }, elsewhere);
+    let own6 = v6(2);
+    // Alone on its switch, with a network of its own, and then in the shared one.
+    for (network, apart) in [(7, true), (0, false)] {
+        let guest = Guest::new(2);
+        let config = PortConfig { ipv6: Some(own6), ..guest.port(network, Limits::default()) };
+        let port = switch.add(config).expect("room");
+        let two = (guest.mac, guest.ipv4);
+        let other4 = Ipv4Addr::new(10, 213, 78, 2);
+        let other6 = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 2);
+        for bytes in [
+            udp(two, (HOST_MAC, other4), (1, 2), b""),
+            ipv6((two.0, HOST_MAC), own6, other6, 17, 64, &[0; 8]),
+        ] {
+            let frame = frame::parse(&bytes, bytes.len()).expect("well formed");
+            let expected = apart.then_some(DropReason::Isolated);
+            assert_eq!(dropped(&switch.route_guest(&port, &frame)), expected, "{bytes:02x?}");
+        }
+        for bytes in [
+            udp((HOST_MAC, other4), two, (1, 2), b""),
+            ipv6((HOST_MAC, two.0), other6, own6, 17, 64, &[0; 8]),
+        ] {
+            let route = switch.route_uplink(&bytes, bytes.len());
+            assert_eq!(dropped(&route), apart.then_some(DropReason::Isolated), "{bytes:02x?}");
+        }
+        // The host, and the world behind it, are nobody's guests.
+        for bytes in [
+            udp(HOST, two, (1, 2), b""),
+            udp((HOST_MAC, Ipv4Addr::new(1, 1, 1, 1)), two, (1, 2), b""),
+            ipv6((HOST_MAC, two.0), HOST6, own6, 17, 64, &[0; 8]),
+        ] {
+            assert!(matches!(switch.route_uplink(&bytes, bytes.len()), Route::Port(_)), "{bytes:02x?}");
+        }
+        for to in [HOST4, Ipv4Addr::new(1, 1, 1, 1)] {
+            let bytes = udp(two, (HOST_MAC, to), (1, 2), b"");
+            let frame = frame::parse(&bytes, bytes.len()).expect("well formed");
+            assert!(matches!(switch.route_guest(&port, &frame), Route::Uplink), "{to}");
+        }
+        switch.remove(&port);
+    }
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Cell {
 
     /// The fault that serving the bad guest's transmit ring ends in.
     fn transmit_fault(&mut self) -> FaultKind {
-        self.uplink.transmit(&self.bad_port, 1000, 0, &mut self.notices);
+        self.uplink.transmit(&self.bad_port, 1000, usize::MAX, 0, &mut self.notices);
         self.fault(Queue::Transmit)
     }
 
@@ -58,7 +58,7 @@ impl Cell {
         assert_eq!((port.id(), *queue), (2, on));
         let kind = *kind;
         // It is reported once; the ring is dead from then on.
-        self.uplink.transmit(&self.bad_port, 1000, 0, &mut self.notices);
+        self.uplink.transmit(&self.bad_port, 1000, usize::MAX, 0, &mut self.notices);
         assert_eq!(self.notices.faults().count(), 0);
         self.switch.remove(&self.bad_port);
         self.neighbour_is_served();
@@ -71,7 +71,7 @@ impl Cell {
         for _ in self.notices.interrupts() {}
         let out = self.good.udp((GATEWAY.mac, GATEWAY.ipv4), (7, 8), b"from the neighbour");
         self.good.send(Header::default(), &out, &[]);
-        let work = self.uplink.transmit(&self.good_port, 10, 0, &mut self.notices);
+        let work = self.uplink.transmit(&self.good_port, 10, usize::MAX, 0, &mut self.notices);
         assert_eq!((work.frames, work.served), (1, Served::Drained));
         assert_eq!(self.uplink.link().host_receives().expect("a frame").1, out);
         let back = driver::udp(
@@ -151,7 +151,7 @@ fn the_longest_chain_passes_and_one_more_does_not() {
     let mut cell = Cell::new();
     let frame = cell.bad.udp((GATEWAY.mac, GATEWAY.ipv4), (1, 2), &[5; 600]);
     cell.bad.send(Header::default(), &frame, &[7; MAX_CHAIN - 1]);
-    cell.uplink.transmit(&cell.bad_port, 1, 0, &mut cell.notices);
+    cell.uplink.transmit(&cell.bad_port, 1, usize::MAX, 0, &mut cell.notices);
     assert_eq!(cell.uplink.link().host_receives().expect("a frame").1, frame);
     cell.bad.send(Header::default(), &frame, &[7; MAX_CHAIN]);
     assert_eq!(cell.transmit_fault(), FaultKind::LongChain(MAX_CHAIN));
@@ -246,7 +246,7 @@ fn a_guest_that_sends_to_a_broken_ring_goes_on() {
     cell.bad.set_available(NET_RX, 0, 999);
     let frame = cell.good.udp((cell.bad.mac, cell.bad.ipv4), (1, 2), b"hello");
     cell.good.send(Header::default(), &frame, &[]);
-    cell.uplink.transmit(&cell.good_port, 10, 0, &mut cell.notices);
+    cell.uplink.transmit(&cell.good_port, 10, usize::MAX, 0, &mut cell.notices);
     assert_eq!(cell.fault(Queue::Receive), FaultKind::NoSuchDescriptor(999));
 }
 
@@ -277,7 +277,7 @@ proptest! {
             let frame = driver::udp(
                 (GATEWAY.mac, GATEWAY.ipv4), (cell.bad.mac, cell.bad.ipv4), (1, 2), &vec![7; i * 900]);
             cell.uplink.link().host_sends(Header::default(), &frame);
-            let work = cell.uplink.transmit(&cell.bad_port, 300, 0, &mut cell.notices);
+            let work = cell.uplink.transmit(&cell.bad_port, 300, usize::MAX, 0, &mut cell.notices);
             prop_assert!(work.frames <= usize::from(QUEUE_SIZE));
             cell.uplink.receive(300, i as u64 * 1_000_000_000, &mut cell.notices).expect("a link");
         }

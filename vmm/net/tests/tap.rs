@@ -79,7 +79,7 @@ impl Cell {
     }
 
     fn transmit(&mut self) {
-        self.uplink.transmit(&self.port, 64, 0, &mut self.notices);
+        self.uplink.transmit(&self.port, 64, usize::MAX, 0, &mut self.notices);
         assert_eq!(self.notices.faults().count(), 0);
         assert_eq!(self.port.counters().tx.drops.iter().collect::<Vec<_>>(), []);
     }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use foraker_abi::interrupt;
 use foraker_abi::layout::{NET_RX, NET_TX};
-use foraker_abi::net::{DATA_VALID, GSO_TCPV4, Header, NEEDS_CSUM};
+use foraker_abi::net::{DATA_VALID, GSO_TCPV4, Header, MAX_FRAME, NEEDS_CSUM};
 use foraker_net::{
-    DropReason, Limits, Mac, Notices, OverLimit, Port, PortConfig, RingState, Served, Switch, Uplink,
+    DeficitRoundRobin, DropReason, Limits, Mac, Notices, OverLimit, Port, PortConfig, RingState, Served,
+    Switch, Uplink,
 };
 
 mod driver;
@@ -49,7 +50,7 @@ impl Cell {
     }
 
     fn transmit(&mut self, from: usize, now_ns: u64) -> (usize, Served) {
-        let work = self.uplink.transmit(&self.ports[from], 1000, now_ns, &mut self.notices);
+        let work = self.uplink.transmit(&self.ports[from], 1000, usize::MAX, now_ns, &mut self.notices);
         (work.frames, work.served)
     }
 }
@@ -98,6 +99,76 @@ fn frames_of_every_size_arrive_whole() {
         }
         let too_large = u64::from(size == 256);
         assert_eq!(cell.ports[0].counters().rx.drops.get(DropReason::TooLarge), too_large);
+    }
+}
+
+/// A budget in bytes ends a call before the frame that would exceed it, which the next call sends; but a call always sends something.
+#[test]
+fn a_budget_in_bytes_holds() {
+    let mut cell = Cell::new(&[Limits::default()]);
+    let from = (cell.guests[0].mac, cell.guests[0].ipv4);
+    let sizes = [60_000, 100, 60_000, 30_000, 100];
+    let sent: Vec<_> = sizes.iter().map(|&size| large(from, HOST, size)).collect();
+    for (header, frame) in &sent {
+        cell.guests[0].send(*header, frame, &[12]);
+    }
+    let mut steps = Vec::new();
+    for bytes in [61_000, 1, 50_000, 50_000] {
+        let work = cell.uplink.transmit(&cell.ports[0], 1000, bytes, 0, &mut cell.notices);
+        assert!(work.bytes <= bytes || work.frames == 1);
+        steps.push((work.frames, work.served));
+    }
+    assert_eq!(steps, [(2, Served::More), (1, Served::More), (2, Served::Drained), (0, Served::Drained)]);
+    for (header, frame) in sent {
+        assert_eq!(cell.uplink.link().host_receives(), Some((header, frame)), "whole, and in order");
+    }
+}
+
+/// Senders of large frames and of small ones share the uplink by bytes.
+#[test]
+fn turns_share_the_uplink_by_bytes() {
+    const QUANTUM: usize = 100_000;
+    const TURNS: usize = 300;
+    let sizes = [60_000, 20_000, 4_000];
+    let mut cell = Cell::new(&[Limits::default(); 3]);
+    let mut turns = DeficitRoundRobin::new(QUANTUM, MAX_FRAME);
+    let mut sent = [0; 3];
+    (0..3).for_each(|sender| turns.join(sender as u64, sender));
+    for _ in 0..TURNS {
+        let turn = turns.begin().expect("all have frames");
+        let sender = *turn.sender();
+        let guest = &mut cell.guests[sender];
+        let (header, frame) = large((guest.mac, guest.ipv4), HOST, sizes[sender]);
+        while guest.in_flight() < 60 {
+            guest.send(header, &frame, &[]);
+        }
+        let work = cell.uplink.transmit(&cell.ports[sender], 1000, turn.credit(), 0, &mut cell.notices);
+        assert_eq!(work.served, Served::More);
+        sent[sender] += work.bytes;
+        assert!(sent.iter().max().unwrap() - sent.iter().min().unwrap() <= QUANTUM + MAX_FRAME, "{sent:?}");
+        while cell.uplink.link().host_receives().is_some() {}
+        turns.finish(turn, work.bytes, true);
+    }
+    assert_eq!(cell.notices.faults().count(), 0);
+    assert!(sent.iter().sum::<usize>() > (TURNS - 3) * QUANTUM, "{sent:?}");
+}
+
+/// What may be another network's is not read into a guest's memory before it is decided upon, also if the guest is the only one.
+#[test]
+fn a_network_of_its_own_is_not_read_into_directly() {
+    for (network, direct) in [(0, true), (3, false)] {
+        let mut cell = Cell::new(&[Limits::default()]);
+        cell.switch.remove(&cell.ports[0]);
+        cell.guests[0] = Guest::new(2);
+        cell.ports[0] = cell.switch.add(cell.guests[0].port(network, Limits::default())).expect("room");
+        cell.guests[0].give(256, 16384);
+        let (header, frame) = large(HOST, (cell.guests[0].mac, cell.guests[0].ipv4), 60_000);
+        for _ in 0..4 {
+            cell.uplink.link().host_sends(header, &frame);
+        }
+        assert_eq!(cell.receive(0), Served::Drained);
+        assert_eq!(cell.uplink.link().scattered() > 0, direct, "network {network}");
+        assert_eq!(cell.ports[0].counters().rx.frames(), 4);
     }
 }
 
@@ -512,13 +583,13 @@ fn threads_do_not_get_in_each_others_way() {
                             guest.send(Header::default(), &frame, &[]);
                             sent += 1;
                         }
-                        uplink.transmit(port, 16, 0, &mut notices);
+                        uplink.transmit(port, 16, usize::MAX, 0, &mut notices);
                         received += u64::from(guest.recycle());
                         for _ in notices.interrupts() {}
                         assert_eq!(notices.faults().count(), 0);
                     }
                     while guest.in_flight() > 0 {
-                        uplink.transmit(port, 16, 0, &mut notices);
+                        uplink.transmit(port, 16, usize::MAX, 0, &mut notices);
                     }
                     received
                 })

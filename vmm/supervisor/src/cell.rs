@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use foraker_cell::cell::CellError;
 use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
+use foraker_publish::{Published, Publisher};
 
 use crate::channel::{Ended, FromCell, Order, ToCell, receive, send};
 
@@ -25,6 +26,8 @@ pub struct Options {
     pub workers: usize,
     /// IPv4 subnet: network address and prefix bits.
     pub subnet: (Ipv4Addr, u8),
+    /// First and last address of all cells' guests.
+    pub others: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Address space for guests' memory, bytes.
     pub arena: u64,
 }
@@ -32,8 +35,14 @@ pub struct Options {
 /// What the threads of the process share.
 struct State {
     cell: Mutex<Cell>,
-    guests: Mutex<HashMap<u64, Arc<Guest>>>,
+    guests: Mutex<HashMap<u64, Running>>,
     channel: Mutex<UnixStream>,
+}
+
+/// A guest that runs, and what is its as long as it does.
+struct Running {
+    guest: Arc<Guest>,
+    _published: Vec<Published>,
 }
 
 impl State {
@@ -56,7 +65,8 @@ const KEPT_MACHINES: usize = 64;
 /// # Errors
 /// The cell cannot be made, or the channel breaks.
 pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> {
-    let network = NetworkConfig { subnet: Some(options.subnet), ..NetworkConfig::default() };
+    let network =
+        NetworkConfig { subnet: Some(options.subnet), others: options.others, ..NetworkConfig::default() };
     let config = Config {
         workers: options.workers,
         arena: options.arena,
@@ -83,14 +93,14 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
             }
         })
         .map_err(|e| CellError::Os("cannot start a thread", e))?;
-    let mut images = HashMap::new();
+    let (mut images, mut publisher) = (HashMap::new(), None);
     let end = loop {
         match receive(&mut channel) {
             Ok(Some(ToCell::Start(orders))) => {
                 let alone = orders.len() == 1;
                 let mut started = Vec::new();
                 for (id, order) in orders {
-                    match start(&state, &mut images, &order, alone) {
+                    match start(&state, &mut images, &mut publisher, &order, alone) {
                         Ok(guest) => started.push((id, guest)),
                         Err(e) => {
                             state.say(&FromCell::Ended { id, end: Ended::Refused(e.to_string()) });
@@ -104,7 +114,8 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
             }
             Ok(Some(ToCell::Stop { ids, kill })) => {
                 let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
-                let stopped: Vec<_> = ids.iter().filter_map(|id| guests.get(id).cloned()).collect();
+                let stopped: Vec<_> =
+                    ids.iter().filter_map(|id| guests.get(id)).map(|g| Arc::clone(&g.guest)).collect();
                 drop(guests);
                 for guest in stopped {
                     if kill {
@@ -118,8 +129,8 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
             Err(e) => break Err(CellError::Os("the supervisor's channel", e)),
         }
     };
-    let guests: Vec<_> =
-        state.guests.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+    let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+    let guests: Vec<_> = guests.values().map(|g| Arc::clone(&g.guest)).collect();
     guests.iter().for_each(|g| g.ask_to_stop());
     let since = Instant::now();
     while since.elapsed() < GRACE && !guests.iter().all(|g| g.has_ended()) {
@@ -132,9 +143,10 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
 fn start(
     state: &State,
     images: &mut HashMap<PathBuf, (Option<SystemTime>, Arc<LoadedImage>)>,
+    publisher: &mut Option<Publisher>,
     order: &Order,
     alone: bool,
-) -> Result<Arc<Guest>, CellError> {
+) -> Result<Running, CellError> {
     // Guests of one image share it, until its file changes.
     let changed = std::fs::metadata(&order.image).and_then(|m| m.modified()).ok();
     let image = match images.get(&order.image) {
@@ -145,14 +157,29 @@ fn start(
             image
         }
     };
-    let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
+    // A port that another program has is a reason not to start.
+    let mut listeners = Vec::new();
+    for (host, port) in &order.publish {
+        let publisher = match publisher {
+            Some(publisher) => publisher,
+            None => publisher
+                .insert(Publisher::start().map_err(|e| CellError::Os("cannot serve published ports", e))?),
+        };
+        let listener = publisher.listen(*host).map_err(|e| CellError::Setting(e.to_string()))?;
+        listeners.push((listener, *port));
+    }
     let spec = order.spec(image);
-    if alone { cell.start(&spec) } else { cell.start_of_many(&spec) }
+    let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
+    let guest = if alone { cell.start(&spec) } else { cell.start_of_many(&spec) }?;
+    drop(cell);
+    let target = |port| Some(SocketAddr::new(guest.port.as_ref()?.ipv4().into(), port));
+    let published = listeners.into_iter().filter_map(|(l, port)| Some(l.pass_to(target(port)?))).collect();
+    Ok(Running { guest, _published: published })
 }
 
 /// Tells of guests that were started. Only then do they stand in the table, so that nobody hears of an end before its start.
-fn announce(state: &State, started: &mut Vec<(u64, Arc<Guest>)>) {
-    let addresses = started.iter().map(|(id, guest)| (*id, guest.port.as_ref().map(|p| p.ipv4()))).collect();
+fn announce(state: &State, started: &mut Vec<(u64, Running)>) {
+    let addresses = started.iter().map(|(id, g)| (*id, g.guest.port.as_ref().map(|p| p.ipv4()))).collect();
     state.say(&FromCell::Started(addresses));
     state.guests.lock().unwrap_or_else(PoisonError::into_inner).extend(started.drain(..));
     // One may have ended already.
@@ -162,13 +189,13 @@ fn announce(state: &State, started: &mut Vec<(u64, Arc<Guest>)>) {
 /// Tells of every guest that has ended, and forgets it.
 fn report_ends(state: &State) {
     let mut guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
-    let gone: Vec<_> = guests.extract_if(|_, guest| guest.has_ended()).collect();
+    let gone: Vec<_> = guests.extract_if(|_, running| running.guest.has_ended()).collect();
     drop(guests);
-    for (id, guest) in gone {
+    for (id, Running { guest, _published: published }) in gone {
         let end = guest.end().map_or(Ended::CellDied, Ended::from);
-        // Its memory and its machine are given back before the supervisor hears of it, and counts on them.
+        // Its ports, its memory and its machine are given back before the supervisor hears of it, and counts on them.
         state.cell.lock().unwrap_or_else(PoisonError::into_inner).forget(&guest);
-        drop(guest);
+        drop((published, guest));
         state.say(&FromCell::Ended { id, end });
     }
 }

@@ -1,7 +1,7 @@
 //! Messages over a stream: a length of four bytes (little-endian), then JSON. Both ends are of the same binary.
 
 use std::io::{self, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,6 +33,9 @@ pub struct Order {
     pub network: Option<NetworkSpec>,
     /// Console bytes per second.
     pub console_limit: u64,
+    /// Ports of the host, and the guest's behind each.
+    #[serde(default)]
+    pub publish: Vec<(SocketAddr, u16)>,
     /// Its part of the processors.
     pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
@@ -53,6 +56,7 @@ impl Order {
             environment: spec.environment.clone(),
             network: spec.network.clone(),
             console_limit: spec.console_limit,
+            publish: Vec::new(),
             processor: spec.processor,
             immediate: spec.immediate,
         })

@@ -137,6 +137,15 @@ fn answer(supervisor: &Supervisor, request: Request) -> Reply {
         Request::Run { count, .. } if count == 0 || count > MOST => {
             Reply::Refused(format!("{count} guests: choose 1 to {MOST}"))
         }
+        Request::Run { order, count, .. } if !order.publish.is_empty() && count > 1 => {
+            Reply::Refused(format!(
+                "{count} guests cannot all have port {} of the host: publish one guest at a time",
+                order.publish.first().map_or(0, |(host, _)| host.port())
+            ))
+        }
+        Request::Run { order, .. } if !order.publish.is_empty() && order.network.is_none() => Reply::Refused(
+            format!("guest {} has no network, so its ports cannot be published: add --net", order.name),
+        ),
         Request::Run { order, count, restart, wait } => {
             let restart = match restart.as_str() {
                 "no" => Restart::No,

@@ -29,7 +29,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Cells.
     pub cells: usize,
-    /// Command that runs a cell, whose standard input is its channel; the cell's number and its subnet are appended.
+    /// Command that runs a cell, whose standard input is its channel; the cell's number, its subnet and the
+    /// range of all subnets are appended.
     pub command: Vec<std::ffi::OsString>,
     /// The first cell's subnet of 16 bits; the next ones follow.
     pub first_subnet: Ipv4Addr,
@@ -152,6 +153,7 @@ impl Supervisor {
         let first = state.last_id + 1;
         for number in 1..=count {
             state.last_id += 1;
+            // The place to number a guest's network, by whatever owns it: all share one as yet.
             let mut order = order.clone();
             if count > 1 {
                 order.name = format!("{}-{number}", order.name);
@@ -314,9 +316,11 @@ impl Supervisor {
         let [a, b, ..] = config.first_subnet.octets();
         let second = usize::from(b) + number;
         let subnet = format!("{a}.{second}.0.0/16");
+        let last = usize::from(b) + config.cells.saturating_sub(1);
+        let all = format!("{a}.{b}.0.0-{a}.{last}.255.255");
         let child = Command::new(program)
             .args(config.command.get(1..).unwrap_or_default())
-            .args(["--number", &number.to_string(), "--subnet", &subnet])
+            .args(["--number", &number.to_string(), "--subnet", &subnet, "--subnets", &all])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()?;
         let mut writer = ours.try_clone()?;
@@ -521,6 +525,7 @@ mod tests {
             environment: Vec::new(),
             network: Some(foraker_cell::NetworkSpec::default()),
             console_limit: 0,
+            publish: Vec::new(),
             processor: foraker_cell::ProcessorSpec::default(),
             immediate: false,
         }
