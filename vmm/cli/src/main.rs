@@ -5,6 +5,7 @@ mod doctor;
 mod launch;
 mod logger;
 mod manifest;
+mod owner;
 mod report;
 mod serve;
 mod signals;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Run(run) => serve::run_guests(&run),
         Command::Ps(ps) => serve::list(&ps),
         Command::Stop(stop) => serve::stop(&stop),
+        Command::Owner(owner) => owner::run(&owner),
         Command::Cell(cell) => serve::run_cell(&cell),
     };
     match result {
