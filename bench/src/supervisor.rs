@@ -29,10 +29,19 @@ impl Supervisor {
     /// # Errors
     /// When it does not start.
     pub fn start(vmm: &Path, cells: usize) -> Result<Supervisor> {
+        Supervisor::start_with(vmm, cells, &[])
+    }
+
+    /// The same with further options of `vmm serve`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with(vmm: &Path, cells: usize, options: &[&str]) -> Result<Supervisor> {
         let socket = std::env::temp_dir().join(format!("bench-{}.sock", std::process::id()));
         let mut child = Command::new(vmm)
             .args(["serve", "--cells", &cells.to_string(), "--socket"])
             .arg(&socket)
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -51,7 +60,11 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    fn wait(&self, what: &str, done: impl Fn() -> bool) -> Result<()> {
+    /// Waits for something.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait(&self, what: &str, done: impl Fn() -> bool) -> Result<()> {
         let since = Instant::now();
         while !done() {
             if since.elapsed() > PATIENCE {

@@ -13,6 +13,8 @@ pub enum Target {
     RatioAtLeast(f64),
     /// The value itself is at most this.
     ValueAtMost(f64),
+    /// The value itself is at least this.
+    ValueAtLeast(f64),
 }
 
 impl Target {
@@ -23,6 +25,7 @@ impl Target {
             Target::RatioAtMost(most) => figure.ratio.is_some_and(|r| r <= most),
             Target::RatioAtLeast(least) => figure.ratio.is_some_and(|r| r >= least),
             Target::ValueAtMost(most) => figure.value <= most,
+            Target::ValueAtLeast(least) => figure.value >= least,
         }
     }
 }
@@ -33,6 +36,7 @@ impl fmt::Display for Target {
             Target::RatioAtMost(v) => write!(f, "<= {v}x"),
             Target::RatioAtLeast(v) => write!(f, ">= {v}x"),
             Target::ValueAtMost(v) => write!(f, "<= {v}"),
+            Target::ValueAtLeast(v) => write!(f, ">= {v}"),
         }
     }
 }
@@ -51,6 +55,8 @@ pub const TARGETS: &[(&str, &str, Target)] = &[
     ("http", "4000", Target::RatioAtLeast(1.2)),
     ("http", "exits_per_request", Target::ValueAtMost(0.05)),
     ("http", "idle_4000", Target::RatioAtLeast(0.95)),
+    ("A8", "share_ratio/2", Target::ValueAtLeast(0.9)),
+    ("A8", "share_ratio/3", Target::ValueAtLeast(0.9)),
     ("D1", "vmm_share", Target::RatioAtMost(0.2)),
     ("D2", "host_to_guest", Target::RatioAtLeast(0.95)),
     ("D2", "guest_to_host", Target::RatioAtLeast(1.3)),

@@ -14,3 +14,4 @@ pub mod leftover;
 pub mod machine;
 pub mod prober;
 pub mod report;
+pub mod supervisor;

@@ -1,85 +1,11 @@
 //! The supervisor and its cells, through the real command.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use foraker_tests::bounds::{eventually, seconds};
 use foraker_tests::http;
-use foraker_tests::launch::{Ended, Running, free_port, image};
-use serde::Deserialize;
-
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A line of `vmm ps --json`.
-#[derive(Debug, Deserialize)]
-struct Listed {
-    id: u64,
-    name: String,
-    phase: String,
-    cell: usize,
-    ipv4: Option<std::net::Ipv4Addr>,
-    restarts: u32,
-}
-
-/// A supervisor with a socket of its own.
-struct Serve {
-    running: Running,
-    socket: PathBuf,
-}
-
-fn socket(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("foraker-{}-{name}.sock", std::process::id()))
-}
-
-fn serve(socket: &Path, cells: usize, subnet: &str) -> Running {
-    let (cells, path) = (cells.to_string(), socket.display().to_string());
-    let subnet = format!("{subnet}.0.0");
-    Running::start(&["serve", "--cells", &cells, "--first-subnet", &subnet, "--socket", &path])
-}
-
-fn ask(socket: &Path, arguments: &[&str]) -> Ended {
-    let mut all = arguments.to_vec();
-    let path = socket.display().to_string();
-    all.splice(1..1, ["--socket", &path]);
-    Running::start(&all).wait(LIMIT)
-}
-
-impl Serve {
-    fn start(name: &str, cells: usize, subnet: &str) -> Serve {
-        let socket = socket(name);
-        let running = serve(&socket, cells, subnet);
-        let up = eventually(seconds(10), || ask(&socket, &["ps"]).status == 0);
-        assert!(up, "{} {}", running.stdout(), running.stderr());
-        Serve { running, socket }
-    }
-
-    fn ask(&self, arguments: &[&str]) -> Ended {
-        ask(&self.socket, arguments)
-    }
-
-    fn guests(&self) -> Vec<Listed> {
-        let ended = self.ask(&["ps", "--json"]);
-        assert_eq!(ended.status, 0, "{ended}");
-        ended.stdout.lines().map(|line| serde_json::from_str(line).expect("a guest")).collect()
-    }
-
-    /// Processes of the cells.
-    fn cells(&self) -> Vec<i32> {
-        let ended = self.ask(&["ps", "--cells"]);
-        let process = |line: &str| line.split_whitespace().nth(1).and_then(|p| p.parse().ok());
-        ended.stdout.lines().skip(1).filter_map(process).collect()
-    }
-
-    fn stop(mut self) -> Ended {
-        self.running.note_devices();
-        self.running.signal(libc::SIGTERM);
-        // Asserts that no process and no device is left.
-        let ended = self.running.wait(LIMIT);
-        assert!(!self.socket.exists(), "the socket is left behind");
-        ended
-    }
-}
+use foraker_tests::launch::{free_port, image};
+use foraker_tests::supervisor::{LIMIT, Listed, Serve, ask, serve, socket};
 
 fn web(guest: &Listed) -> SocketAddr {
     SocketAddr::from((guest.ipv4.expect("an address"), 80))
@@ -191,7 +117,7 @@ fn published_ports_belong_to_their_guests_lives() {
 #[test]
 fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
     let mut first = Serve::start("twice", 1, "10.114");
-    let second = serve(&first.socket, 1, "10.115").wait(LIMIT);
+    let second = serve(&first.socket, 1, "10.115", &[]).wait(LIMIT);
     assert_eq!(second.status, 125, "{second}");
     assert!(second.stderr.contains("a supervisor runs already"), "{second}");
     // Its cells end by themselves: `wait` asserts that nothing of it is left but the socket.
@@ -211,7 +137,7 @@ fn what_cannot_be_done_is_said_in_one_line() {
     assert!(nobody.stderr.contains("start one with `vmm serve`"), "{nobody}");
     let file = std::env::temp_dir().join(format!("foraker-{}-file", std::process::id()));
     std::fs::write(&file, "precious").expect("a file");
-    let taken = serve(&file, 1, "10.118").wait(LIMIT);
+    let taken = serve(&file, 1, "10.118", &[]).wait(LIMIT);
     assert_eq!(taken.status, 125, "{taken}");
     assert_eq!(std::fs::read_to_string(&file).expect("still there"), "precious");
     std::fs::remove_file(&file).expect("removed");

@@ -8,6 +8,7 @@ use crate::figure::Figure;
 use crate::guest::Artifacts;
 use crate::netns::GuestSubnets;
 
+pub mod admission;
 pub mod baselines;
 pub mod bulk;
 pub mod documents;
@@ -86,6 +87,13 @@ pub const SUITES: &[Suite] = &[
         id: "http_crate",
         about: "HTTP requests per second of a server made of the crate `picoserve`, beside the own one",
         run: http_crate::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "A8",
+        about: "dominant shares of owners whose guests need different things, and who all ask for more than there is",
+        run: admission::run,
         guests: true,
         network: true,
     },

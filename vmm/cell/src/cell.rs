@@ -110,8 +110,8 @@ pub struct GuestSpec {
     pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
     pub immediate: bool,
-    /// It may start from where one like it was `ready`, and others from where it is.
-    pub from_template: bool,
+    /// Whose it is, if it may start from where another guest of the same owner was `ready`, and others from where it is.
+    pub from_template: Option<String>,
 }
 
 impl GuestSpec {
@@ -131,7 +131,7 @@ impl GuestSpec {
             console_prefix: false,
             processor: ProcessorSpec::default(),
             immediate: false,
-            from_template: false,
+            from_template: None,
         }
     }
 }

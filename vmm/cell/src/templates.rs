@@ -23,17 +23,20 @@ pub(crate) struct Key {
     arguments: Vec<String>,
     environment: Vec<String>,
     network: bool,
+    owner: String,
 }
 
 impl Key {
     /// The key of a guest; none if guests like this one do not start from templates.
     pub(crate) fn of(spec: &GuestSpec) -> Option<Key> {
-        (spec.from_template && spec.cores == 1 && spec.pages == Pages::Small).then(|| Key {
+        let owner = spec.from_template.as_ref()?;
+        (spec.cores == 1 && spec.pages == Pages::Small).then(|| Key {
             memory: spec.memory,
             pages: spec.pages,
             arguments: spec.arguments.clone(),
             environment: spec.environment.clone(),
             network: spec.network.is_some(),
+            owner: owner.clone(),
         })
     }
 }

@@ -39,6 +39,9 @@ pub(crate) enum Command {
     Ps(Ps),
     /// End guests of the supervisor.
     Stop(Stop),
+    /// Settle what owners may have, and list them.
+    #[command(subcommand)]
+    Owner(Owner),
     /// Run a cell. For the supervisor alone: its channel is the standard input.
     #[command(hide = true)]
     Cell(CellProcess),
@@ -56,11 +59,38 @@ pub(crate) struct Serve {
     /// The first cell's subnet, of 16 bits; the next ones follow
     #[arg(long, value_name = "A.B.0.0", default_value = "10.100.0.0")]
     pub(crate) first_subnet: Ipv4Addr,
+    /// Memory for all guests together [default: the host's, without an eighth]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) memory: Option<u64>,
+    /// Processors for all guests whose --cpus are limited [default: the host's]
+    #[arg(long, value_name = "N", value_parser = units::permille)]
+    pub(crate) cpus: Option<u32>,
+    /// Bytes per second for all guests with limits, both directions together [default: no bound]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Most guests at a time [default: what the cells hold]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_guests: Option<u64>,
+    /// Most guests that wait for room; half of them of one owner
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub(crate) max_waiting: u32,
+    /// Who is admitted next
+    #[arg(long, value_enum, default_value_t = AdmissionOrder::Fair, hide_short_help = true)]
+    pub(crate) admission: AdmissionOrder,
     #[command(flatten)]
     pub(crate) socket: Socket,
     /// How much the supervisor says about itself
     #[arg(long, value_enum, default_value_t = LogLevel::Warn)]
     pub(crate) log_level: LogLevel,
+}
+
+/// Who is admitted next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AdmissionOrder {
+    /// The owner with the least dominant share
+    Fair,
+    /// Who asked first, whoever the owner is (for comparison)
+    FirstCome,
 }
 
 /// Where the supervisor listens.
@@ -96,6 +126,12 @@ pub(crate) struct Run {
     /// Do not wait until they run
     #[arg(long, short)]
     pub(crate) detach: bool,
+    /// Whose they are
+    #[arg(long, value_name = "NAME", default_value = foraker_supervisor::DEFAULT_OWNER)]
+    pub(crate) owner: String,
+    /// How important they are among those of their owner, from 0 to 255
+    #[arg(long, value_name = "N", default_value_t = foraker_supervisor::DEFAULT_PRIORITY)]
+    pub(crate) priority: u8,
     #[command(flatten)]
     pub(crate) socket: Socket,
     #[command(flatten)]
@@ -127,6 +163,56 @@ pub(crate) struct Stop {
     /// End them without asking
     #[arg(long)]
     pub(crate) kill: bool,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm owner`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Owner {
+    /// Settle what an owner may have. What is not said has its default.
+    Set(Box<OwnerSet>),
+    /// List owners, what they have and what is settled.
+    Ls(OwnerLs),
+}
+
+/// `vmm owner set`.
+#[derive(Debug, Args)]
+pub(crate) struct OwnerSet {
+    /// The owner
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// An owner of weight 2 is given twice as much as one of weight 1
+    #[arg(long, value_name = "W", default_value = "1")]
+    pub(crate) weight: std::num::NonZeroU32,
+    /// Most guests [default: no bound]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_guests: Option<u64>,
+    /// Most memory [default: no bound]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) max_memory: Option<u64>,
+    /// Most processors [default: no bound]
+    #[arg(long, value_name = "N", value_parser = units::permille)]
+    pub(crate) max_cpus: Option<u32>,
+    /// Most bytes per second, both directions together [default: no bound]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) max_bandwidth: Option<u64>,
+    /// Memory that is kept for it: lent to others, it comes back when it asks [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) provision_memory: Option<u64>,
+    /// Processors that are kept for it in the same way [default: none]
+    #[arg(long, value_name = "N", value_parser = units::permille)]
+    pub(crate) provision_cpus: Option<u32>,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm owner ls`.
+#[derive(Debug, Args)]
+pub(crate) struct OwnerLs {
+    /// Print one JSON object for each
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) socket: Socket,
 }
@@ -512,6 +598,11 @@ mod tests {
             "vmm launch --bogus a",
             "vmm launch a + --json b",
             "vmm launch --cores x a",
+            "vmm run --cpus 0.0001 a",
+            "vmm run --priority 256 a",
+            "vmm owner set",
+            "vmm owner set x --weight 0",
+            "vmm owner",
         ] {
             match line(bad) {
                 Err(Refused::Usage(l)) => assert!(!l.contains('\n') && l.len() > 10, "{bad}: {l}"),

@@ -6,6 +6,7 @@ mod launch;
 mod logger;
 mod manifest;
 mod networks;
+mod owner;
 mod report;
 mod serve;
 mod signals;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Run(run) => serve::run_guests(&run),
         Command::Ps(ps) => serve::list(&ps),
         Command::Stop(stop) => serve::stop(&stop),
+        Command::Owner(owner) => owner::run(&owner),
         Command::Cell(cell) => serve::run_cell(&cell),
     };
     match result {

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use foraker_supervisor::{Config, Order, Reply, Request, Supervisor, cell, control};
+use foraker_supervisor::{Amounts, Config, Host, Order, Reply, Request, Supervisor, cell, control};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::args::{CellProcess, Ps, Run, Serve, Stop};
+use crate::args::{AdmissionOrder, CellProcess, Ps, Run, Serve, Stop};
 use crate::signals::Signals;
 use crate::{launch, logger};
 
@@ -33,8 +33,9 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     let mut command = vec![program.into_os_string(), "cell".into(), "--workers".into()];
     command.push(serve.workers.unwrap_or(processors).max(1).to_string().into());
     command.extend(["--log-level".into(), level.map_or("warn".into(), |l| l.get_name().into())]);
-    let supervisor =
-        Supervisor::start(Config { cells: serve.cells.into(), command, first_subnet: serve.first_subnet })?;
+    let host = host(serve, processors)?;
+    let config = Config { cells: serve.cells.into(), command, first_subnet: serve.first_subnet, host };
+    let supervisor = Supervisor::start(config)?;
     log::info!("serving on {} with {} cells", path.display(), serve.cells);
     let clients = supervisor.clone();
     std::thread::Builder::new()
@@ -46,6 +47,33 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     supervisor.stop();
     std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     Ok(0)
+}
+
+/// What guests may have: as the command line says, or what there is.
+fn host(serve: &Serve, processors: usize) -> anyhow::Result<Host> {
+    let memory = match serve.memory {
+        Some(memory) => memory,
+        None => memory_for_guests().context("cannot find out how much memory there is: give --memory")?,
+    };
+    // A cell holds no more machines, whatever is asked for.
+    let machines = Some(u64::from(serve.cells) * foraker_supervisor::MOST_GUESTS as u64);
+    let budget = Amounts {
+        memory: Some(memory),
+        machines,
+        cpus: Some(serve.cpus.map_or(processors as u64 * 1000, u64::from)),
+        bandwidth: serve.bandwidth,
+        guests: serve.max_guests.or(machines),
+    };
+    let first_come = serve.admission == AdmissionOrder::FirstCome;
+    Ok(Host { budget, waiting: serve.max_waiting as usize, first_come })
+}
+
+/// The host's memory without an eighth of it, which is for the host itself, its page cache and the cells' own.
+fn memory_for_guests() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal")?;
+    let kib: u64 = total.trim().trim_end_matches("kB").trim_end().parse().context("MemTotal")?;
+    Ok(kib * 1024 / 8 * 7)
 }
 
 /// Runs a cell on the channel that is its standard input.
@@ -73,7 +101,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
+pub(crate) fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
     let reply = control::ask(path, request).with_context(|| {
         format!(
             "no supervisor answers on {}: start one with `vmm serve`, or name its --socket",
@@ -97,6 +125,7 @@ pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     let mut order = Order::of(&spec).context("the image is no file")?;
     order.image = image;
     order.publish = run.guest.publish.iter().map(|p| (p.host, p.guest)).collect();
+    (order.owner, order.priority) = (run.owner.clone(), run.priority);
     let (count, wait) = (run.count, !run.detach);
     let request = Request::Run { order: Box::new(order), count, restart: run.restart.clone(), wait };
     let Reply::Taken { first, last, open } = ask(&run.socket.path(), &request)? else {
@@ -119,11 +148,15 @@ pub(crate) fn list(ps: &Ps) -> anyhow::Result<u8> {
             }
         }
         Reply::Guests(guests) => {
-            println!("{:>8}  {:<24} {:>4}  {:<15} {:>8}  STATE", "ID", "NAME", "CELL", "ADDRESS", "RESTARTS");
+            println!(
+                "{:>8}  {:<24} {:<12} {:>4}  {:<15} {:>8}  STATE",
+                "ID", "NAME", "OWNER", "CELL", "ADDRESS", "RESTARTS"
+            );
             for g in guests {
                 let address = g.ipv4.map_or_else(|| "-".to_owned(), |a| a.to_string());
-                let (id, name, cell, restarts, phase) = (g.id, g.name, g.cell, g.restarts, g.phase);
-                println!("{id:>8}  {name:<24} {cell:>4}  {address:<15} {restarts:>8}  {phase}");
+                let (id, name, owner, cell, restarts, phase) =
+                    (g.id, g.name, g.owner, g.cell, g.restarts, g.phase);
+                println!("{id:>8}  {name:<24} {owner:<12} {cell:>4}  {address:<15} {restarts:>8}  {phase}");
             }
         }
         Reply::Cells(cells) => {

@@ -1,4 +1,4 @@
-//! Sizes and rates as people write them: `16M`, `512K`, `1.5G`, `4096`.
+//! Amounts as people write them: sizes and rates such as `16M`, `512K`, `1.5G`, `4096`, and processors such as `0.5`.
 
 /// Parses a number of bytes (or of anything else), with an optional binary suffix K, M, G or T, as in `16M` or `16MiB`.
 pub(crate) fn size(text: &str) -> Result<u64, String> {

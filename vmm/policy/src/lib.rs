@@ -1,6 +1,7 @@
 //! Policy as pure code: no I/O, no clock, no thread.
 
 pub mod cpu;
+pub mod gatekeeper;
 pub mod placement;
 pub mod restart;
 pub mod ring_service;

@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 /// Longest message, bytes: room for the list of a cell's guests.
 pub const MAX_MESSAGE: usize = 64 << 20;
 
+/// Whose a guest is of which nothing is said.
+pub const DEFAULT_OWNER: &str = "default";
+/// How important a guest is of which nothing is said.
+pub const DEFAULT_PRIORITY: u8 = 100;
+
 /// A guest to start: everything that is known of it besides its image's content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
@@ -40,10 +45,14 @@ pub struct Order {
     pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
     pub immediate: bool,
+    /// Whose it is.
+    pub owner: String,
+    /// Greater is more important, among those of its owner.
+    pub priority: u8,
 }
 
 impl Order {
-    /// What a cell would need to start `spec`; None if its image is no file.
+    /// What a cell would need to start `spec`, for [`DEFAULT_OWNER`]; None if its image is no file.
     #[must_use]
     pub fn of(spec: &GuestSpec) -> Option<Order> {
         Some(Order {
@@ -59,6 +68,8 @@ impl Order {
             publish: Vec::new(),
             processor: spec.processor,
             immediate: spec.immediate,
+            owner: DEFAULT_OWNER.to_owned(),
+            priority: DEFAULT_PRIORITY,
         })
     }
 
@@ -75,7 +86,7 @@ impl Order {
             console_limit: self.console_limit,
             console_prefix: true,
             processor: self.processor,
-            from_template: true,
+            from_template: Some(self.owner.clone()),
             immediate: self.immediate,
             ..GuestSpec::new(image, &self.name)
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use foraker_policy::restart::Restart;
 use serde::{Deserialize, Serialize};
 
+use crate::admission::{ListedOwner, OwnerSettings};
 use crate::channel::{Order, receive, send};
 use crate::supervisor::Supervisor;
 
@@ -44,6 +45,15 @@ pub enum Request {
     },
     /// Forget guests that have ended.
     Prune,
+    /// Settle what an owner may have.
+    SetOwner {
+        /// Its name.
+        name: String,
+        /// All that is settled.
+        settings: OwnerSettings,
+    },
+    /// List owners.
+    Owners,
 }
 
 /// What it is answered.
@@ -62,9 +72,11 @@ pub enum Reply {
     Guests(Vec<Listed>),
     /// The cells: process, TAP device, guests, restarts.
     Cells(Vec<(Option<u32>, Option<String>, usize, u32)>),
-    /// So many guests were concerned.
+    /// The owners.
+    Owners(Vec<ListedOwner>),
+    /// So many guests, or owners, were concerned.
     Done(usize),
-    /// The request makes no sense: why.
+    /// The request makes no sense, or cannot be granted: why.
     Refused(String),
 }
 
@@ -75,6 +87,8 @@ pub struct Listed {
     pub id: u64,
     /// Its name.
     pub name: String,
+    /// Whose it is.
+    pub owner: String,
     /// Its image's file.
     pub image: String,
     /// Where it is in its life: `waiting`, `starting`, `running`, or how it ended.
@@ -157,14 +171,23 @@ fn answer(supervisor: &Supervisor, request: Request) -> Reply {
                     ));
                 }
             };
-            let (first, last) = supervisor.run(&order, count, restart);
-            let most = if wait { PATIENCE } else { Duration::ZERO };
-            Reply::Taken { first, last, open: supervisor.wait_settled(first..=last, most) }
+            match supervisor.run(&order, count, restart) {
+                Ok((first, last)) => {
+                    let most = if wait { PATIENCE } else { Duration::ZERO };
+                    Reply::Taken { first, last, open: supervisor.wait_settled(first..=last, most) }
+                }
+                Err(why) => Reply::Refused(why.to_string()),
+            }
         }
         Request::List => Reply::Guests(supervisor.list()),
         Request::Cells => Reply::Cells(supervisor.cells()),
         Request::Stop { ids, kill } => Reply::Done(supervisor.end(ids.as_deref(), kill)),
         Request::Prune => Reply::Done(supervisor.forget_ended()),
+        Request::SetOwner { name, settings } => match supervisor.set_owner(&name, &settings) {
+            Ok(()) => Reply::Done(1),
+            Err(why) => Reply::Refused(why.to_string()),
+        },
+        Request::Owners => Reply::Owners(supervisor.owners()),
     }
 }
 

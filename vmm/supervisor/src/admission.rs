@@ -1,0 +1,339 @@
+//! Admission: owners by their names, what a guest needs, and the gatekeeper of `foraker-policy` that decides.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use foraker_policy::gatekeeper::{
+    BadSettings, Budget, Decision, Discipline, Gatekeeper, Limits, OwnerId, Refusal, Request, Resources,
+    Settings,
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::channel::{DEFAULT_OWNER, Order};
+
+/// What a guest costs beside its own memory, bytes: its machine in the kernel and what is kept of it in a cell (the benchmark `density`
+/// measures it).
+pub const OVERHEAD: u64 = 640 << 10;
+/// Most owners.
+const MOST_OWNERS: usize = 10_000;
+/// Longest name of an owner.
+const LONGEST_NAME: usize = 64;
+
+/// The most, or the provision, of each resource; None where nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amounts {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Machines of KVM.
+    pub machines: Option<u64>,
+    /// Thousandths of a processor.
+    pub cpus: Option<u64>,
+    /// Bytes per second, both directions together.
+    pub bandwidth: Option<u64>,
+    /// Guests.
+    pub guests: Option<u64>,
+}
+
+impl Amounts {
+    fn budget(self) -> Budget {
+        let Amounts { memory, machines, cpus, bandwidth, guests } = self;
+        Budget { memory, machines, cpu: cpus, bandwidth, guests }
+    }
+
+    fn of(budget: Budget) -> Amounts {
+        let Budget { memory, machines, cpu, bandwidth, guests } = budget;
+        Amounts { memory, machines, cpus: cpu, bandwidth, guests }
+    }
+}
+
+/// What the supervisor has to give, and to whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// What all guests may have together.
+    pub budget: Amounts,
+    /// Most guests that wait; half of them of one owner.
+    pub waiting: usize,
+    /// Admit by age alone, whoever the owner is: for comparison.
+    pub first_come: bool,
+}
+
+/// What is settled for an owner. What is not said has its default.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct OwnerSettings {
+    /// An owner of weight 2 is given twice as much as one of weight 1.
+    pub weight: NonZeroU32,
+    /// Most that its guests may have together.
+    pub most: Amounts,
+    /// What is kept for it, and lent to others while it is unused.
+    pub provision: Amounts,
+}
+
+/// An owner in a list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListedOwner {
+    /// Its name.
+    pub name: String,
+    /// What is settled for it.
+    pub settings: OwnerSettings,
+    /// What its admitted guests have.
+    pub has: Amounts,
+    /// The largest part that it has of what the host gives of a resource.
+    pub dominant_share: f64,
+    /// Its guests in line.
+    pub waiting: usize,
+}
+
+/// Why a request is refused.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub enum NotTaken {
+    /// The name of the owner.
+    #[error("'{0}' is no name of an owner: use 1 to {LONGEST_NAME} letters, digits, '-', '_' and '.'")]
+    BadName(String),
+    /// There are too many.
+    #[error("there are {MOST_OWNERS} owners already")]
+    TooManyOwners,
+    /// The gatekeeper says no.
+    #[error("refused for owner {owner}: {refusal}")]
+    Refused {
+        /// Whose guest.
+        owner: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The settings contradict each other or the host.
+    #[error("owner {owner}: {why}")]
+    Settings {
+        /// Whose.
+        owner: String,
+        /// Why.
+        why: BadSettings,
+    },
+}
+
+/// The gatekeeper, and who the owners are.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    gate: Gatekeeper,
+    owners: BTreeMap<String, OwnerId>,
+    names: BTreeMap<OwnerId, String>,
+}
+
+impl Admission {
+    pub(crate) fn new(host: &Host) -> Admission {
+        let limits = Limits {
+            host: host.budget.budget(),
+            waiting: host.waiting,
+            waiting_each: host.waiting.div_ceil(2),
+            discipline: if host.first_come { Discipline::FirstCome } else { Discipline::Fair },
+        };
+        Admission { gate: Gatekeeper::new(&limits), owners: BTreeMap::new(), names: BTreeMap::new() }
+    }
+
+    /// An owner comes into being when it is first named.
+    fn owner(&mut self, name: &str) -> Result<OwnerId, NotTaken> {
+        if let Some(id) = self.owners.get(name) {
+            return Ok(*id);
+        }
+        let usual = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > LONGEST_NAME || !name.chars().all(usual) {
+            return Err(NotTaken::BadName(name.chars().take(LONGEST_NAME).collect()));
+        }
+        if self.owners.len() >= MOST_OWNERS {
+            return Err(NotTaken::TooManyOwners);
+        }
+        let id = self.gate.add_owner();
+        self.owners.insert(name.to_owned(), id);
+        self.names.insert(id, name.to_owned());
+        Ok(id)
+    }
+
+    /// Guests ask to be admitted: all are taken or none is. Returns what is decided for them; the others wait.
+    pub(crate) fn offer<'a>(
+        &mut self,
+        guests: impl Iterator<Item = (u64, &'a Order)>,
+    ) -> Result<Vec<Decision>, NotTaken> {
+        let (mut taken, mut decisions) = (Vec::new(), Vec::new());
+        for (id, order) in guests {
+            let request = self.owner(&order.owner).map(|owner| Request {
+                owner,
+                priority: order.priority,
+                age: id,
+                demand: demand(order),
+            });
+            let offered = request.and_then(|request| {
+                let refused = |refusal| NotTaken::Refused { owner: order.owner.clone(), refusal };
+                self.gate.offer(id, &request).map_err(refused)
+            });
+            match offered {
+                Ok(decision) => decisions.extend(decision),
+                Err(why) => {
+                    taken.into_iter().for_each(|id| self.gate.release(id));
+                    for decision in decisions {
+                        if let Decision::Reclaim { lent, .. } = decision {
+                            self.gate.keep(&lent);
+                        }
+                    }
+                    return Err(why);
+                }
+            }
+            taken.push(id);
+        }
+        Ok(decisions)
+    }
+
+    /// The next decision: see [`Gatekeeper::next`].
+    pub(crate) fn next(&mut self) -> Option<Decision> {
+        self.gate.next()
+    }
+
+    /// See [`Gatekeeper::release`].
+    pub(crate) fn release(&mut self, id: u64) {
+        self.gate.release(id);
+    }
+
+    /// See [`Gatekeeper::leave`].
+    pub(crate) fn leave(&mut self, id: u64) {
+        self.gate.leave(id);
+    }
+
+    /// See [`Gatekeeper::rejoin`].
+    pub(crate) fn rejoin(&mut self, id: u64) -> Result<(), Refusal> {
+        self.gate.rejoin(id)
+    }
+
+    /// Settles what an owner may have. Returns waiting guests that now can never be admitted.
+    pub(crate) fn set_owner(
+        &mut self,
+        name: &str,
+        settings: &OwnerSettings,
+    ) -> Result<Vec<(u64, Refusal)>, NotTaken> {
+        let owner = self.owner(name)?;
+        let provision = settings.provision.budget();
+        let settings = Settings {
+            weight: settings.weight,
+            budget: settings.most.budget(),
+            provision: Resources::from_fn(|k| provision[k].unwrap_or(0)),
+        };
+        let refused = |why| NotTaken::Settings { owner: name.to_owned(), why };
+        self.gate.set_owner(owner, settings).map_err(refused)
+    }
+
+    /// The network of an owner's guests: everybody's for [`DEFAULT_OWNER`], its own for each other.
+    pub(crate) fn network(&self, name: &str) -> u32 {
+        let own = self.owners.get(name).filter(|_| name != DEFAULT_OWNER);
+        own.map_or(0, |id| u32::try_from(id.number()).unwrap_or(u32::MAX - 1) + 1)
+    }
+
+    /// The name of an owner.
+    pub(crate) fn name(&self, owner: OwnerId) -> &str {
+        self.names.get(&owner).map_or("?", String::as_str)
+    }
+
+    /// Every owner.
+    pub(crate) fn list(&self) -> Vec<ListedOwner> {
+        let listed = |(name, id): (&String, &OwnerId)| {
+            let usage = self.gate.usage(*id);
+            let provision = Budget::from_fn(|k| Some(usage.settings.provision[k]).filter(|p| *p > 0));
+            ListedOwner {
+                name: name.clone(),
+                settings: OwnerSettings {
+                    weight: usage.settings.weight,
+                    most: Amounts::of(usage.settings.budget),
+                    provision: Amounts::of(provision),
+                },
+                has: Amounts::of(Budget::from_fn(|k| Some(usage.allocated[k]))),
+                dominant_share: usage.share.fraction(),
+                waiting: usage.waiting,
+            }
+        };
+        self.owners.iter().map(listed).collect()
+    }
+}
+
+/// What a guest needs: its memory and what it costs beside it, a machine, and what its limits let it use of processors and network. A guest
+/// without limits counts nothing there: it has what others leave.
+fn demand(order: &Order) -> Resources {
+    let limits = order.network.as_ref().map(|n| [n.rx_bytes, n.tx_bytes]).unwrap_or_default();
+    Resources {
+        memory: order.memory.saturating_add(OVERHEAD),
+        machines: 1,
+        cpu: order.processor.limit.map_or(0, u64::from),
+        bandwidth: limits.into_iter().flatten().fold(0, u64::saturating_add),
+        guests: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foraker_cell::{NetworkSpec, ProcessorSpec};
+
+    pub(crate) fn order(owner: &str, memory: u64) -> Order {
+        Order {
+            image: "image".into(),
+            name: "guest".to_owned(),
+            memory,
+            large_pages: false,
+            cores: 1,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            network: None,
+            console_limit: 0,
+            publish: Vec::new(),
+            owner: owner.to_owned(),
+            priority: 0,
+            processor: ProcessorSpec::default(),
+            immediate: false,
+        }
+    }
+
+    fn admission(guests: u64, waiting: usize) -> Admission {
+        let budget = Amounts { guests: Some(guests), memory: Some(1 << 30), ..Amounts::default() };
+        Admission::new(&Host { budget, waiting, first_come: false })
+    }
+
+    #[test]
+    fn what_a_guest_needs_counts_its_machine_and_its_limits() {
+        let network = NetworkSpec { rx_bytes: Some(3), tx_bytes: Some(4), ..NetworkSpec::default() };
+        let processor = ProcessorSpec { limit: Some(500), ..ProcessorSpec::default() };
+        let needs = demand(&Order { network: Some(network), processor, ..order("a", 1 << 20) });
+        let expected =
+            Resources { memory: (1 << 20) + OVERHEAD, machines: 1, cpu: 500, bandwidth: 7, guests: 1 };
+        assert_eq!(needs, expected);
+        assert_eq!(demand(&order("a", u64::MAX)).memory, u64::MAX);
+    }
+
+    #[test]
+    fn a_request_is_taken_whole_or_not_at_all() {
+        let mut admission = admission(4, 2);
+        let small = order("a", 1);
+        let many = |n: u64| (1..=n).map(|id| (id, &small));
+        assert!(matches!(admission.offer(many(6)), Err(NotTaken::Refused { .. })), "one may wait");
+        assert_eq!(admission.list()[0].has.guests, Some(0));
+        assert_eq!(admission.offer(many(5)).map(|d| d.len()), Ok(4));
+        assert_eq!(admission.list()[0].waiting, 1);
+        // Nobody was asked back for a request that was not taken.
+        let settings = OwnerSettings {
+            weight: NonZeroU32::MIN,
+            most: Amounts { guests: Some(3), ..Amounts::default() },
+            provision: Amounts { guests: Some(2), ..Amounts::default() },
+        };
+        assert_eq!(admission.set_owner("b", &settings), Ok(Vec::new()));
+        let theirs = order("b", 1);
+        assert!(admission.offer((11..=15).map(|id| (id, &theirs))).is_err());
+        let asked = admission.offer([(16, &theirs)].into_iter()).expect("taken");
+        assert!(matches!(&asked[..], [Decision::Reclaim { lent, .. }] if lent == &[4]), "{asked:?}");
+    }
+
+    #[test]
+    fn owners_have_names() {
+        let mut admission = admission(4, 2);
+        for bad in ["", "a b", "a/b", &"x".repeat(65)] {
+            let refused = admission.offer([(1, &order(bad, 1))].into_iter());
+            assert!(matches!(refused, Err(NotTaken::BadName(_))), "{bad}: {refused:?}");
+        }
+        assert!(admission.offer([(1, &order("Team-7_a.b", 1))].into_iter()).is_ok());
+        assert_eq!(admission.list().len(), 1);
+    }
+}

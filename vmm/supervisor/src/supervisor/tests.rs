@@ -1,0 +1,169 @@
+//! The supervisor with cells that are there, without processes.
+
+use super::*;
+use crate::admission::{Amounts, OVERHEAD};
+use std::num::NonZeroU32;
+
+fn order() -> Order {
+    Order {
+        image: "image".into(),
+        name: "guest".to_owned(),
+        memory: 1 << 20,
+        large_pages: false,
+        cores: 1,
+        arguments: Vec::new(),
+        environment: Vec::new(),
+        network: Some(foraker_cell::NetworkSpec::default()),
+        console_limit: 0,
+        publish: Vec::new(),
+        processor: foraker_cell::ProcessorSpec::default(),
+        immediate: false,
+        owner: "default".to_owned(),
+        priority: 0,
+    }
+}
+
+/// Two cells that are there, without processes, and what they are told.
+fn two_cells() -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
+    let guests = Some(2 * foraker_policy::placement::MOST_GUESTS as u64);
+    two_cells_with(Amounts { guests, ..Amounts::default() })
+}
+
+fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
+    let host = Host { budget, waiting: 20, first_come: false };
+    let config = Config { cells: 2, command: Vec::new(), first_subnet: Ipv4Addr::new(10, 100, 0, 0), host };
+    let (tos, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
+    let cells = tos.into_iter().map(|to| CellSlot { to: Some(to), ..CellSlot::default() }).collect();
+    let mut state = State::new(cells, &host);
+    for number in 0..2 {
+        state.hear(number, FromCell::Ready { tap: None });
+    }
+    let shared = Shared { config, state: Mutex::new(state), changed: Condvar::new(), due: Condvar::new() };
+    (Supervisor(Arc::new(shared)), told)
+}
+
+fn starts(told: &std::sync::mpsc::Receiver<ToCell>) -> Vec<u64> {
+    let ids = |message| match message {
+        ToCell::Start(orders) => orders.into_iter().map(|(id, _)| id).collect(),
+        ToCell::Stop { .. } => Vec::new(),
+    };
+    told.try_iter().flat_map(ids).collect()
+}
+
+fn phases(supervisor: &Supervisor) -> Vec<String> {
+    supervisor.list().into_iter().map(|g| g.phase).collect()
+}
+
+#[test]
+fn a_cell_speaks_for_its_own_guests_only() {
+    let (supervisor, told) = two_cells();
+    assert_eq!(supervisor.run(&order(), 2, Restart::No), Ok((1, 2)));
+    assert_eq!((starts(&told[0]), starts(&told[1])), (vec![1], vec![2]));
+    let mut state = supervisor.lock();
+    state.hear(1, FromCell::Started(vec![(1, None), (2, None), (77, None)]));
+    state.hear(1, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    drop(state);
+    assert_eq!(phases(&supervisor), ["starting", "running"]);
+    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    // Said twice, it counts once.
+    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(5) });
+    assert_eq!(phases(&supervisor), ["exit 0", "running"]);
+    assert_eq!(supervisor.cells().iter().map(|c| c.2).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(supervisor.forget_ended(), 1);
+}
+
+#[test]
+fn guests_of_a_dead_cell_wait_for_it_and_come_back_under_their_addresses() {
+    let (supervisor, told) = two_cells();
+    let _ = supervisor.run(&order(), 2, Restart::OnFailure);
+    let _ = (starts(&told[0]), starts(&told[1]));
+    let address = Some(Ipv4Addr::new(10, 100, 0, 2));
+    let mut state = supervisor.lock();
+    state.hear(0, FromCell::Started(vec![(1, address)]));
+    state.hear(1, FromCell::Started(vec![(2, None)]));
+    state.cell_died(0);
+    let (_, id) = *state.due.first().expect("it rests");
+    state.due.clear();
+    state.wake(id);
+    state.settle();
+    assert_eq!((id, state.unplaced.len()), (1, 1), "it does not go to another cell");
+    let (to, again) = channel();
+    state.cells[0].to = Some(to);
+    state.hear(0, FromCell::Ready { tap: None });
+    drop(state);
+    let Ok(ToCell::Start(orders)) = again.try_recv() else { panic!("it is not started") };
+    assert_eq!(orders[0].1.network.as_ref().and_then(|n| n.ipv4), address);
+    assert_eq!((phases(&supervisor), starts(&told[1])), (vec!["starting".into(), "running".into()], vec![]));
+}
+
+#[test]
+fn who_is_asked_to_end_does_not_come_back() {
+    let (supervisor, told) = two_cells();
+    let _ = supervisor.run(&order(), 1, Restart::Always);
+    assert_eq!(supervisor.end(None, false), 1);
+    assert!(told[0].try_iter().any(|m| matches!(m, ToCell::Stop { ids, kill: false } if ids == [1])));
+    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    assert_eq!(phases(&supervisor), ["exit 0"]);
+    assert_eq!(supervisor.end(None, true), 0);
+}
+
+#[test]
+fn when_all_cells_are_full_guests_wait_in_line() {
+    let (supervisor, told) = two_cells();
+    let room = 2 * foraker_policy::placement::MOST_GUESTS as u64;
+    let _ = supervisor.run(&order(), room + 3, Restart::No);
+    assert_eq!(starts(&told[0]).len() + starts(&told[1]).len(), room as usize);
+    let waiting = |s: &Supervisor| phases(s).iter().filter(|p| *p == "waiting").count();
+    assert_eq!(waiting(&supervisor), 3);
+    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    assert_eq!((waiting(&supervisor), starts(&told[0])), (2, vec![room + 1]));
+}
+
+#[test]
+fn a_refused_request_leaves_nothing_behind() {
+    let (supervisor, told) = two_cells_with(Amounts { guests: Some(2), ..Amounts::default() });
+    let refused = supervisor.run(&order(), 13, Restart::No).map_err(|e| e.to_string());
+    let why = "no room now, and its owner's part of the line is full: 10 of its guests may wait";
+    assert_eq!(refused, Err(format!("refused for owner default: {why}")));
+    assert!(supervisor.list().is_empty() && starts(&told[0]).is_empty());
+    assert_eq!(supervisor.run(&order(), 12, Restart::No), Ok((1, 12)));
+    assert_eq!(supervisor.end(Some(&[12, 1]), false), 2);
+    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    assert_eq!(phases(&supervisor)[..4], ["exit 0", "starting", "starting", "waiting"]);
+    assert_eq!(phases(&supervisor)[11], "killed: while it waited");
+}
+
+#[test]
+fn what_was_lent_is_taken_from_guests_that_wait_for_it_or_end() {
+    let each = (1 << 20) + OVERHEAD;
+    let (supervisor, told) = two_cells_with(Amounts { memory: Some(4 * each), ..Amounts::default() });
+    let settings = OwnerSettings {
+        weight: NonZeroU32::MIN,
+        most: Amounts::default(),
+        provision: Amounts { memory: Some(2 * each), ..Amounts::default() },
+    };
+    assert_eq!(supervisor.set_owner("landlord", &settings), Ok(()));
+    let _ = supervisor.run(&order(), 3, Restart::No);
+    let _ = supervisor.run(&order(), 1, Restart::OnFailure);
+    let mut state = supervisor.lock();
+    state.hear(0, FromCell::Started(vec![(1, None), (3, None)]));
+    state.hear(1, FromCell::Started(vec![(2, None), (4, None)]));
+    drop(state);
+    let theirs = Order { owner: "landlord".to_owned(), ..order() };
+    assert_eq!(supervisor.run(&theirs, 2, Restart::No), Ok((5, 6)));
+    for (told, lent) in told.iter().zip([3, 4]) {
+        let stopped = |m| matches!(m, ToCell::Stop { ids, kill: true } if ids == [lent]);
+        assert!(told.try_iter().any(stopped));
+    }
+    assert_eq!(phases(&supervisor), ["running", "running", "running", "running", "waiting", "waiting"]);
+    let killed = || Ended::Killed("it was killed".to_owned());
+    let mut state = supervisor.lock();
+    state.hear(0, FromCell::Ended { id: 3, end: killed() });
+    state.hear(1, FromCell::Ended { id: 4, end: killed() });
+    drop(state);
+    let lent = "killed: what it used was lent, and owner landlord asked for it back";
+    assert_eq!(phases(&supervisor), ["running", "running", lent, "waiting", "starting", "starting"]);
+    // Its turn comes when there is room.
+    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    assert_eq!(phases(&supervisor)[3], "starting");
+}
