@@ -642,7 +642,9 @@ mod tests {
         ] {
             assert_eq!(judge_listed(case(name), phase), Ok(()));
         }
-        for (name, phase) in [("ud2", "fault: page fault (#PF) at 0x1"), ("panic", "exit 10"), ("panic", "running")] {
+        for (name, phase) in
+            [("ud2", "fault: page fault (#PF) at 0x1"), ("panic", "exit 10"), ("panic", "running")]
+        {
             assert!(judge_listed(case(name), phase).is_err());
         }
     }

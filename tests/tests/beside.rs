@@ -27,9 +27,9 @@ fn addresses(guests: &[Listed]) -> Vec<SocketAddr> {
     guests.iter().map(|g| SocketAddr::from((g.ipv4.expect("an address"), 80))).collect()
 }
 
-/// Starts a case; its id.
+/// Starts a case and waits until it runs; its id.
 fn start(serve: &Serve, program: &str, case: &Case) -> u64 {
-    let mut arguments = vec!["run", "--detach", "--name", case.name];
+    let mut arguments = vec!["run", "--name", case.name];
     for option in case.options {
         // The list of options is that of a launch, where networks have names; here each owner has its own.
         arguments.push(if *option == "--network" { "--owner" } else { option });
@@ -45,7 +45,8 @@ fn misbehave(serve: &Serve, program: &str, cases: &[&Case]) -> Vec<String> {
     let ids: Vec<u64> = cases.iter().map(|case| start(serve, program, case)).collect();
     let phases = || -> Vec<String> {
         let guests = serve.guests();
-        let phase = |id: &u64| guests.iter().find(|g| g.id == *id).map_or("forgotten", |g| &g.phase).to_owned();
+        let phase =
+            |id: &u64| guests.iter().find(|g| g.id == *id).map_or("forgotten", |g| &g.phase).to_owned();
         ids.iter().map(phase).collect()
     };
     let mut problems = Vec::new();
@@ -84,7 +85,7 @@ fn the_hostile_suite_beside_a_thousand_good_guests() {
     let (httpd, program) = (image("httpd").display().to_string(), image("hostile").display().to_string());
     let began = Instant::now();
     let count = good.to_string();
-    let web = ["--small-pages", "-m", "2M", "--name", "good", "--restart", "always", "--owner", "good"];
+    let web = ["--small-pages", "-m", "2M", "--name", "good", "--restart", "always"];
     let run = serve.ask(&[&["run", "--count", &count], &web[..], &[&httpd]].concat());
     assert_eq!(run.status, 0, "{run}");
     println!("{good} guests run after {:?}", began.elapsed());
