@@ -158,6 +158,10 @@ impl Worker {
             let used = since(charged, now);
             charged = now;
             vcore.account.charge(used);
+            if let After::Idle(_) = after {
+                // Whether there is more to do at once or not: it does not compute without end.
+                vcore.account.rested();
+            }
             guest.charge(used, self.cell.clock(now));
             let over = self.mine().turn_is_over(now) || self.makes_room(&vcore, started, now);
             match after {
@@ -215,11 +219,8 @@ impl Worker {
                 vcore.deadline = Some((self.index, key));
             }
         }
-        let burst = vcore.account;
-        vcore.account.rested();
         let back = vcore.park();
         back.map(|mut vcore| {
-            vcore.account = burst;
             self.cell.cancel_deadline(&mut vcore);
             vcore
         })

@@ -39,7 +39,7 @@ pub struct Tuning {
     pub fine_ns: u64,
     /// A coarse turn.
     pub coarse_ns: u64,
-    /// A core on `Auto` that has run this long without resting is coarse.
+    /// A core on `Auto` that has run this long without offering to rest is coarse.
     pub patience_ns: u64,
     /// What a core that wakes is put ahead of those that never slept.
     pub credit_ns: u64,
@@ -86,7 +86,7 @@ impl Account {
         self.burst_ns = self.burst_ns.saturating_add(ns);
     }
 
-    /// It has given up the processor by itself, to rest.
+    /// It has offered to give up the processor.
     pub fn rested(&mut self) {
         self.burst_ns = 0;
     }
