@@ -9,6 +9,7 @@ use foraker_tests::http::{self, Connection};
 use foraker_tests::launch::{free_port, image};
 use foraker_tests::leftover;
 use foraker_tests::supervisor::{LIMIT, Listed, Serve, ask, serve, socket};
+use foraker_tests::usage::Usage;
 
 fn web(guest: &Listed) -> SocketAddr {
     SocketAddr::from((guest.ipv4.expect("an address"), 80))
@@ -164,6 +165,22 @@ fn a_cell_killed_under_load_is_back_within_two_seconds() {
     }
     assert!(ask_each(&[lost, others].concat()).is_empty());
     // Asserts that no process and no device is left.
+    assert_eq!(serve.stop().status, 0);
+}
+
+/// Nobody keeps the memory of a guest that has ended, not even a thread that sleeps and served it last.
+#[test]
+fn memory_of_ended_guests_is_given_back() {
+    let serve = Serve::start("memory", 1, "10.145");
+    let hostile = image("hostile").display().to_string();
+    let cell = serve.cells()[0];
+    for round in 1..=4 {
+        let run = serve.ask(&["run", &hostile, "touch-memory"]);
+        assert_eq!(run.status, 0, "{run}");
+        assert!(eventually(seconds(10), || serve.guests().iter().all(|g| g.phase == "exit 0")));
+        let given_back = eventually(seconds(2), || Usage::of(cell).arena == 0);
+        assert!(given_back, "guest {round} left {}", Usage::of(cell));
+    }
     assert_eq!(serve.stop().status, 0);
 }
 

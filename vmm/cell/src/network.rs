@@ -125,6 +125,12 @@ pub(crate) struct Network {
     epoch: Instant,
 }
 
+/// Ports of the guests that run now. Not the guests themselves: whoever sleeps with these keeps nobody's memory, as a port lets go of it when its
+/// guest ends.
+fn running_ports(cell: &Shared) -> impl Iterator<Item = Arc<Port>> {
+    cell.workers.iter().filter_map(|worker| worker.running()?.port.clone())
+}
+
 fn server_code(server: Server) -> u8 {
     match server {
         Server::Worker => 0,
@@ -476,7 +482,7 @@ impl Network {
     }
 
     fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns) {
-        let mut running: Vec<Arc<Guest>> = Vec::new();
+        let mut running: Vec<Arc<Port>> = Vec::new();
         // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
         let mut owed = 0usize;
         let mut burst = Burst::new();
@@ -488,7 +494,7 @@ impl Network {
             // Which guests run changes seldom; a guest that leaves its worker is served there.
             if passes.is_multiple_of(16) {
                 running.clear();
-                running.extend(cell.workers.iter().filter_map(crate::queue::WorkerShared::running));
+                running.extend(running_ports(cell));
                 if apart.is_none()
                     && let Some(w) = cell.workers.iter().find(|w| w.attention.in_guest())
                 {
@@ -499,7 +505,7 @@ impl Network {
             // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
             // waits for its guest's ring is tried again at each of these looks.
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
-            for port in running.iter().filter_map(|g| g.port.as_ref()) {
+            for port in &running {
                 if self.has_work(port) {
                     turns.join(port.id(), Arc::clone(port));
                 }
@@ -544,10 +550,9 @@ impl Network {
     /// Asks for doorbells, looks once more, and sleeps.
     fn rest_uplink(&self, cell: &Shared) {
         self.asleep.store(true, Ordering::SeqCst);
-        let running: Vec<_> = cell.workers.iter().filter_map(crate::queue::WorkerShared::running).collect();
-        let ports = || running.iter().filter_map(|g| g.port.as_ref());
+        let ports: Vec<_> = running_ports(cell).collect();
         let mut pending = false;
-        for port in ports() {
+        for port in &ports {
             pending |= port.set_looking(false) && !self.throttled.contains(port);
         }
         if !pending && self.server() == Server::Uplink && !cell.is_stopping() {
@@ -567,7 +572,7 @@ impl Network {
             }
         }
         self.asleep.store(false, Ordering::SeqCst);
-        for port in ports() {
+        for port in &ports {
             port.set_looking(true);
         }
     }
