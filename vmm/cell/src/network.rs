@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -19,7 +19,7 @@ use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
 use foraker_net::{
     AddError, DeficitRoundRobin, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap,
-    Port, PortConfig, RingState, Served, Switch, TapError, Uplink,
+    Port, PortConfig, RingState, Served, Switch, Tap, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
@@ -104,6 +104,8 @@ type Turns = DeficitRoundRobin<Arc<Port>>;
 #[derive(Debug)]
 pub(crate) struct Network {
     uplink: Uplink,
+    /// The device was made here and goes with this process.
+    own_device: bool,
     subnet: Subnet,
     service: Service,
     controller: Mutex<RingService>,
@@ -196,6 +198,7 @@ impl Network {
         Ok(Network {
             server: AtomicU8::new(server_code(controller.server())),
             uplink: Uplink::new(tap, switch, pcap),
+            own_device: config.tap.is_none(),
             subnet,
             service: config.service,
             controller: Mutex::new(controller),
@@ -272,7 +275,24 @@ impl Network {
         if added.is_err() {
             addresses.give_back(address);
         }
-        Ok(added?)
+        drop(addresses);
+        let port = added?;
+        self.tell_host(&port, |tap, address| tap.add_neighbour(address, port.mac()));
+        Ok(port)
+    }
+
+    /// Tells the host something of each address of a port. Not of guests on somebody else's device, where it would stay behind.
+    fn tell_host(&self, port: &Port, tell: impl Fn(&Tap, IpAddr) -> Result<(), TapError>) {
+        if !self.own_device {
+            return;
+        }
+        for address in [Some(IpAddr::from(port.ipv4())), port.ipv6().map(IpAddr::from)].into_iter().flatten()
+        {
+            // The host finds out by itself, too.
+            if let Err(e) = tell(self.uplink.link(), address) {
+                log::debug!("{address}: {e}");
+            }
+        }
     }
 
     /// What a guest's virtual registers say about its port.
@@ -311,6 +331,8 @@ impl Network {
         let there = switch.port_by_ipv4(port.ipv4()).is_some_and(|there| Arc::ptr_eq(&there, port));
         switch.remove(port);
         if there {
+            // Before the address is another's, of whom the host is told.
+            self.tell_host(port, |tap, address| tap.remove_neighbour(address));
             addresses.give_back(port.ipv4());
         }
         drop(addresses);
