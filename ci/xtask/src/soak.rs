@@ -23,7 +23,7 @@ pub(crate) struct Options {
     /// Most guests at a time
     #[arg(long, value_name = "N", default_value_t = 2000)]
     guests: usize,
-    /// What chance depends on: that of an earlier run does the same deeds again [default: another each time]
+    /// What chance begins with: that of an earlier run makes the same choices, as far as they do not depend on time [default: another each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }

@@ -1,8 +1,8 @@
 //! Guests of all kinds come and go by chance while clients ask those that serve: every end has its reason, nobody is stuck, and when all
 //! have gone, the cells hold what they held before.
 //!
-//! `cargo xtask soak --minutes 30 --guests 2000`; by itself a minute with 200 guests. What is done depends on the seed alone, when it
-//! happens does not. Environment: `SOAK_MINUTES`, `SOAK_GUESTS`, `SOAK_SEED`.
+//! `cargo xtask soak --minutes 30 --guests 2000`; by itself a minute with 200 guests. The seed decides what is done next, as far as it does not
+//! depend on who is there by then. Environment: `SOAK_MINUTES`, `SOAK_GUESTS`, `SOAK_SEED`.
 
 mod ledger;
 mod random;
