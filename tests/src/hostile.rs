@@ -489,6 +489,37 @@ pub fn judge(case: &Case, guest: &Guest, lines: &[&str]) -> Result<(), String> {
     })
 }
 
+/// Compares what a supervisor's list says of a guest with what its case expects, as far as the list tells it.
+///
+/// # Errors
+/// What was expected, and what the list says.
+pub fn judge_listed(case: &Case, phase: &str) -> Result<(), String> {
+    let expect = match case.expect {
+        Expect::By(machine_decides) => machine_decides(Machine::here()),
+        expect => expect,
+    };
+    let fault = |name: &str, mnemonic: &str| format!("fault: {name} ({mnemonic}) at 0x");
+    let of_vector = |vector: u8| {
+        let known = foraker_abi::fault::EXCEPTIONS.iter().find(|(v, ..)| *v == vector);
+        known.map_or_else(String::new, |(_, mnemonic, name, _)| fault(name, mnemonic))
+    };
+    let (wanted, whole) = match expect {
+        Expect::Exception(vector, ..) | Expect::Before(_, vector, _) => (of_vector(vector), false),
+        Expect::Arrived => (of_vector(GP), false),
+        Expect::Ring(..) => (fault("damaged ring", "ring"), false),
+        Expect::Upcall => (fault("upcall to a stack that cannot be written", "upcall"), false),
+        Expect::Held | Expect::Dropped(_) => ("exit 0".to_owned(), true),
+        Expect::Exit(status) => (format!("exit {status}"), true),
+        Expect::WentOn => ("exit 1".to_owned(), true),
+        Expect::Endless => ("killed: it was killed".to_owned(), true),
+        Expect::By(_) => return Err(format!("{}: the machine decides once", case.name)),
+    };
+    if !wanted.is_empty() && (phase == wanted || (!whole && phase.starts_with(&wanted))) {
+        return Ok(());
+    }
+    Err(format!("{}: expected {wanted:?}, listed as {phase:?}", case.name))
+}
+
 fn meets(expect: Expect, guest: &Guest, lines: &[&str]) -> Result<(), String> {
     let ended = |how: &str| if guest.end == how { Ok(()) } else { Err("another end".to_owned()) };
     let exited = |status: u64| {
@@ -598,6 +629,24 @@ mod tests {
         assert_eq!(announced(&["expect"]), Some(Announced::default()));
         assert_eq!(announced(&["held"]), None);
         assert!(is_done(&lines) && is_done(&["held"]) && !is_done(&["seed 0x5"]));
+    }
+
+    #[test]
+    fn lists_are_understood() {
+        let case = |name: &str| all().find(|case| case.name == name).unwrap();
+        for (name, phase) in [
+            ("ud2", "fault: invalid opcode (#UD) at 0x200340"),
+            ("tx-index-jump", "fault: damaged ring (ring) at 0x0"),
+            ("terminate-large", "exit 4294967297"),
+            ("endless-loop", "killed: it was killed"),
+        ] {
+            assert_eq!(judge_listed(case(name), phase), Ok(()));
+        }
+        for (name, phase) in
+            [("ud2", "fault: page fault (#PF) at 0x1"), ("panic", "exit 10"), ("panic", "running")]
+        {
+            assert!(judge_listed(case(name), phase).is_err());
+        }
     }
 
     /// What a case depends on decides its outcome, and leaves nothing open.

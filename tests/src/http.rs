@@ -44,9 +44,18 @@ impl Connection {
     /// # Errors
     /// As the host's network says.
     pub fn open(to: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect_timeout(&to, stretched(PATIENCE))?;
-        stream.set_read_timeout(Some(stretched(PATIENCE)))?;
-        stream.set_write_timeout(Some(stretched(PATIENCE)))?;
+        Connection::open_within(to, PATIENCE)
+    }
+
+    /// Connects; each step may take so long (stretched).
+    ///
+    /// # Errors
+    /// As the host's network says.
+    pub fn open_within(to: SocketAddr, patience: Duration) -> io::Result<Connection> {
+        let patience = stretched(patience);
+        let stream = TcpStream::connect_timeout(&to, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(Connection { reader: BufReader::with_capacity(64 << 10, stream) })
     }

@@ -6,6 +6,7 @@
 //! Nothing here needs another program. Tests that do (`curl`, `wrk`) are in `tests/clients.rs`.
 
 pub mod bounds;
+pub mod crowd;
 pub mod dns;
 pub mod hostile;
 pub mod http;
@@ -15,3 +16,4 @@ pub mod machine;
 pub mod prober;
 pub mod report;
 pub mod supervisor;
+pub mod usage;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::bounds::{eventually, seconds};
 use crate::launch::{Ended, Running};
+use crate::leftover::{self, Device};
 
 /// How long anything here may take, before it is stretched.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -112,17 +113,26 @@ impl Serve {
         ended.stdout.lines().skip(1).filter_map(process).collect()
     }
 
+    /// TAP devices of the cells.
+    #[must_use]
+    pub fn devices(&self) -> Vec<Device> {
+        let pids = self.cells().into_iter().filter_map(|pid| u32::try_from(pid).ok());
+        pids.flat_map(leftover::taps_of).collect()
+    }
+
     /// Ends it.
     ///
     /// # Panics
     /// It leaves something behind.
     #[must_use]
     pub fn stop(mut self) -> Ended {
-        self.running.note_devices();
+        let devices = self.devices();
         self.running.signal(libc::SIGTERM);
-        // Asserts that no process and no device is left.
+        // Asserts that no process is left.
         let ended = self.running.wait(LIMIT);
         assert!(!self.socket.exists(), "the socket is left behind");
+        let gone = eventually(seconds(2), || !devices.iter().any(leftover::exists));
+        assert!(gone, "devices are left behind: {devices:?}");
         ended
     }
 }

@@ -1,11 +1,15 @@
 //! The supervisor and its cells, through the real command.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use foraker_tests::bounds::{eventually, seconds};
-use foraker_tests::http;
+use foraker_tests::bounds::{emulated, eventually, seconds, stretched};
+use foraker_tests::crowd::{Crowd, ask_each};
+use foraker_tests::http::{self, Connection};
 use foraker_tests::launch::{free_port, image};
+use foraker_tests::leftover;
 use foraker_tests::supervisor::{LIMIT, Listed, Serve, ask, serve, socket};
+use foraker_tests::usage::Usage;
 
 fn web(guest: &Listed) -> SocketAddr {
     SocketAddr::from((guest.ipv4.expect("an address"), 80))
@@ -76,6 +80,106 @@ fn a_killed_cell_takes_only_its_own_guests_and_they_come_back() {
         assert_eq!((old.id, old.ipv4, old.cell), (new.id, new.ipv4, new.cell), "the same place and address");
         assert_eq!(new.restarts, u32::from(new.cell == 0), "{new:?}");
         http::wait_until_serving(web(new), seconds(10));
+    }
+    assert_eq!(serve.stop().status, 0);
+}
+
+/// Waits until a server answers, with little patience for each attempt: one that got no answer because its cell was gone shall not
+/// outlast the cell's return.
+fn answers_by(server: SocketAddr, deadline: Instant) -> Result<Instant, String> {
+    let patience = Duration::from_millis(100);
+    loop {
+        let answer = Connection::open_within(server, patience).and_then(|mut c| c.get("/hello.txt"));
+        let now = Instant::now();
+        match answer {
+            Ok(answer) if answer.status == 200 => return Ok(now),
+            other if now >= deadline => return Err(format!("{server} does not answer: {other:?}")),
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// What is promised of a cell that dies while everybody is busy: its guests are back at once, and the others' clients see nothing.
+#[test]
+fn a_cell_killed_under_load_is_back_within_two_seconds() {
+    /// Guests of all three cells.
+    const GUESTS: usize = 60;
+    const BACK: Duration = Duration::from_secs(2);
+    const KILLED: usize = 1;
+
+    let serve = Serve::start("load", 3, "10.140");
+    let httpd = image("httpd").display().to_string();
+    let guests = if emulated() { GUESTS / 4 } else { GUESTS };
+    let count = guests.to_string();
+    let run = serve.ask(&[&["run", "--count", &count, "--restart", "always"], &WEB[..], &[&httpd]].concat());
+    assert_eq!(run.status, 0, "{run}");
+    let before = serve.guests();
+    assert_eq!(before.len(), guests);
+    let (lost, others): (Vec<_>, Vec<_>) = before.iter().partition(|g| g.cell == KILLED);
+    assert_eq!(lost.len(), guests / 3, "evenly spread: {before:?}");
+    let servers = |guests: &[&Listed]| guests.iter().map(|g| web(g)).collect::<Vec<_>>();
+    let (lost, others) = (servers(&lost), servers(&others));
+    for server in lost.iter().chain(&others) {
+        http::wait_until_serving(*server, seconds(10));
+    }
+    // Those of the cell that dies are asked too: it is killed with requests under way.
+    let (beside, doomed) = (Crowd::start(&others, 4), Crowd::start(&lost, 2));
+    std::thread::sleep(seconds(1));
+    let cells = serve.cells();
+    let pid = cells[KILLED];
+    let devices = leftover::taps_of(u32::try_from(pid).expect("a process"));
+    assert_eq!(devices.len(), 1, "a cell has one TAP device: {devices:?}");
+    let good = doomed.finish();
+    assert!(good.good > 0 && good.failed.is_empty(), "{good:?}");
+    let doomed = Crowd::start(&lost, 2);
+    let killed = Instant::now();
+    // SAFETY: ends a process that this test's supervisor has started.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    let deadline = killed + stretched(BACK);
+    let back: Vec<_> = std::thread::scope(|scope| {
+        let wait = |server: &SocketAddr| {
+            let server = *server;
+            scope.spawn(move || answers_by(server, deadline))
+        };
+        let waiting: Vec<_> = lost.iter().map(wait).collect();
+        waiting.into_iter().map(|w| w.join().expect("a client does not panic")).collect()
+    });
+    let problems: Vec<_> = back.iter().filter_map(|result| result.as_ref().err()).collect();
+    assert!(problems.is_empty(), "{problems:?}\n{}", serve.running.stderr());
+    let slowest = back.into_iter().flatten().max().expect("guests").saturating_duration_since(killed);
+    println!("{} guests are back after {slowest:?} at the latest", lost.len());
+    assert!(slowest <= stretched(BACK), "back only after {slowest:?}");
+    drop(doomed);
+    // For a while longer: what the return costs is not to be paid by others either.
+    std::thread::sleep(seconds(1));
+    let seen = beside.finish();
+    println!("{} requests to the others, slowest {:?}", seen.good, seen.slowest);
+    assert!(seen.failed.is_empty(), "the others' errors: {:?}", seen.failed);
+    assert!(seen.good >= others.len() as u64, "{} requests only", seen.good);
+    assert!(!devices.iter().any(leftover::exists), "the dead cell's device is left behind: {devices:?}");
+    let after = serve.guests();
+    for (old, new) in before.iter().zip(&after) {
+        assert_eq!((old.id, old.ipv4, old.cell), (new.id, new.ipv4, new.cell), "the same place and address");
+        let restarts = u32::from(old.cell == KILLED);
+        assert_eq!((new.phase.as_str(), new.restarts), ("running", restarts), "{new:?}");
+    }
+    assert!(ask_each(&[lost, others].concat()).is_empty());
+    // Asserts that no process and no device is left.
+    assert_eq!(serve.stop().status, 0);
+}
+
+/// Nobody keeps the memory of a guest that has ended, not even a thread that sleeps and served it last.
+#[test]
+fn memory_of_ended_guests_is_given_back() {
+    let serve = Serve::start("memory", 1, "10.145");
+    let hostile = image("hostile").display().to_string();
+    let cell = serve.cells()[0];
+    for round in 1..=4 {
+        let run = serve.ask(&["run", &hostile, "touch-memory"]);
+        assert_eq!(run.status, 0, "{run}");
+        assert!(eventually(seconds(10), || serve.guests().iter().all(|g| g.phase == "exit 0")));
+        let given_back = eventually(seconds(2), || Usage::of(cell).arena == 0);
+        assert!(given_back, "guest {round} left {}", Usage::of(cell));
     }
     assert_eq!(serve.stop().status, 0);
 }

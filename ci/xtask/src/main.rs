@@ -1,4 +1,5 @@
-//! Tasks of the repository: `cargo xtask demo`, `test`, `images`, `reproducible`, `qemu`, `fuzz`, `deps`, `doc-check`.
+//! Tasks of the repository: `cargo xtask demo`, `test`, `images`, `reproducible`, `qemu`, `fuzz`, `soak`, `deps`,
+//! `doc-check`.
 //!
 //! Nothing but the stock Rust toolchain is taken for granted. Debian packages that a task needs are installed when
 //! root runs it, and named exactly when not ([`packages`]).
@@ -16,6 +17,7 @@ mod packages;
 mod process;
 mod qemu;
 mod reproducible;
+mod soak;
 mod sources;
 mod terminal;
 mod test;
@@ -49,6 +51,8 @@ enum Task {
     Qemu(qemu::Options),
     /// Run fuzz targets
     Fuzz(fuzz::Options),
+    /// Have guests of all kinds come and go by chance, and see that nothing is lost, stuck or left behind
+    Soak(soak::Options),
     /// Check licences, sources and banned versions of all dependencies against deny.toml
     Deps,
     /// Compare the generated reference chapter with the one in the book
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Task::Reproducible(options) => reproducible::run(&workspace, &options),
         Task::Qemu(options) => qemu::run(&workspace, options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
+        Task::Soak(options) => soak::run(&workspace, &options),
         Task::Deps => deps::run(&workspace),
         Task::DocCheck(options) => doc_check::run(&workspace, &options),
     });

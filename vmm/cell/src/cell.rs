@@ -359,12 +359,15 @@ impl Shared {
         match core.save() {
             Ok(mut core) => {
                 core.set_result(READY_AGAIN);
-                let captured = Captured {
-                    memory: Arc::new(Template::capture(&guest.memory)),
-                    core,
-                    rings: guest.port.as_ref().map_or_else(RingState::default, |port| port.state()),
-                    time: guest.clock.now(),
+                // Others write to it too: a frame that came in between would be in one of memory and rings, and not in the other.
+                let look = |rings| (Arc::new(Template::capture(&guest.memory)), rings);
+                let held = match &guest.port {
+                    Some(port) => port.hold(look),
+                    None => Some(look(RingState::default())),
                 };
+                // None: it is being ended.
+                let Some((memory, rings)) = held else { return };
+                let captured = Captured { memory, core, rings, time: guest.clock.now() };
                 log::debug!(
                     "{} is a template of {} bytes and {}",
                     guest.name,

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -19,7 +19,7 @@ use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
 use foraker_net::{
     AddError, DeficitRoundRobin, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap,
-    Port, PortConfig, RingState, Served, Switch, TapError, Uplink,
+    Port, PortConfig, RingState, Served, Switch, Tap, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
@@ -104,6 +104,8 @@ type Turns = DeficitRoundRobin<Arc<Port>>;
 #[derive(Debug)]
 pub(crate) struct Network {
     uplink: Uplink,
+    /// The device was made here and goes with this process.
+    own_device: bool,
     subnet: Subnet,
     service: Service,
     controller: Mutex<RingService>,
@@ -123,6 +125,12 @@ pub(crate) struct Network {
     /// Guests above their limits.
     throttled: Throttled,
     epoch: Instant,
+}
+
+/// Ports of the guests that run now. Not the guests themselves: whoever sleeps with these keeps nobody's memory, as a port lets go of it when its
+/// guest ends.
+fn running_ports(cell: &Shared) -> impl Iterator<Item = Arc<Port>> {
+    cell.workers.iter().filter_map(|worker| worker.running()?.port.clone())
 }
 
 fn server_code(server: Server) -> u8 {
@@ -190,6 +198,7 @@ impl Network {
         Ok(Network {
             server: AtomicU8::new(server_code(controller.server())),
             uplink: Uplink::new(tap, switch, pcap),
+            own_device: config.tap.is_none(),
             subnet,
             service: config.service,
             controller: Mutex::new(controller),
@@ -266,7 +275,24 @@ impl Network {
         if added.is_err() {
             addresses.give_back(address);
         }
-        Ok(added?)
+        drop(addresses);
+        let port = added?;
+        self.tell_host(&port, |tap, address| tap.add_neighbour(address, port.mac()));
+        Ok(port)
+    }
+
+    /// Tells the host something of each address of a port. Not of guests on somebody else's device, where it would stay behind.
+    fn tell_host(&self, port: &Port, tell: impl Fn(&Tap, IpAddr) -> Result<(), TapError>) {
+        if !self.own_device {
+            return;
+        }
+        for address in [Some(IpAddr::from(port.ipv4())), port.ipv6().map(IpAddr::from)].into_iter().flatten()
+        {
+            // The host finds out by itself, too.
+            if let Err(e) = tell(self.uplink.link(), address) {
+                log::debug!("{address}: {e}");
+            }
+        }
     }
 
     /// What a guest's virtual registers say about its port.
@@ -305,6 +331,8 @@ impl Network {
         let there = switch.port_by_ipv4(port.ipv4()).is_some_and(|there| Arc::ptr_eq(&there, port));
         switch.remove(port);
         if there {
+            // Before the address is another's, of whom the host is told.
+            self.tell_host(port, |tap, address| tap.remove_neighbour(address));
             addresses.give_back(port.ipv4());
         }
         drop(addresses);
@@ -476,7 +504,7 @@ impl Network {
     }
 
     fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns) {
-        let mut running: Vec<Arc<Guest>> = Vec::new();
+        let mut running: Vec<Arc<Port>> = Vec::new();
         // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
         let mut owed = 0usize;
         let mut burst = Burst::new();
@@ -488,7 +516,7 @@ impl Network {
             // Which guests run changes seldom; a guest that leaves its worker is served there.
             if passes.is_multiple_of(16) {
                 running.clear();
-                running.extend(cell.workers.iter().filter_map(crate::queue::WorkerShared::running));
+                running.extend(running_ports(cell));
                 if apart.is_none()
                     && let Some(w) = cell.workers.iter().find(|w| w.attention.in_guest())
                 {
@@ -499,7 +527,7 @@ impl Network {
             // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
             // waits for its guest's ring is tried again at each of these looks.
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
-            for port in running.iter().filter_map(|g| g.port.as_ref()) {
+            for port in &running {
                 if self.has_work(port) {
                     turns.join(port.id(), Arc::clone(port));
                 }
@@ -544,10 +572,9 @@ impl Network {
     /// Asks for doorbells, looks once more, and sleeps.
     fn rest_uplink(&self, cell: &Shared) {
         self.asleep.store(true, Ordering::SeqCst);
-        let running: Vec<_> = cell.workers.iter().filter_map(crate::queue::WorkerShared::running).collect();
-        let ports = || running.iter().filter_map(|g| g.port.as_ref());
+        let ports: Vec<_> = running_ports(cell).collect();
         let mut pending = false;
-        for port in ports() {
+        for port in &ports {
             pending |= port.set_looking(false) && !self.throttled.contains(port);
         }
         if !pending && self.server() == Server::Uplink && !cell.is_stopping() {
@@ -567,7 +594,7 @@ impl Network {
             }
         }
         self.asleep.store(false, Ordering::SeqCst);
-        for port in ports() {
+        for port in &ports {
             port.set_looking(true);
         }
     }

@@ -1,4 +1,5 @@
-//! Two requests of rtnetlink: give an interface an address, and change the route to its subnet (RFC 3549; `man 7 rtnetlink`).
+//! Requests of rtnetlink: give an interface an address, change the route to its subnet, say who its neighbours are (RFC 3549; `man 7
+//! rtnetlink`).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,19 +15,52 @@ const MAX_REQUEST: usize = 128;
 pub(crate) fn add_address(interface: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
     let mut request = request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL)?;
     // ifaddrmsg: family, prefix, flags (as an attribute below), scope, interface.
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    request.extend([u8::try_from(family).map_err(io::Error::other)?, prefix, 0, libc::RT_SCOPE_UNIVERSE]);
+    request.extend([family(address)?, prefix, 0, libc::RT_SCOPE_UNIVERSE]);
     request.extend(interface.to_ne_bytes());
-    let octets = match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
+    let octets = octets(address);
     attribute(&mut request, libc::IFA_LOCAL, &octets)?;
     attribute(&mut request, libc::IFA_ADDRESS, &octets)?;
     if address.is_ipv6() {
         attribute(&mut request, libc::IFA_FLAGS, &libc::IFA_F_NODAD.to_ne_bytes())?;
     }
     exchange(request)
+}
+
+/// Tells the host a neighbour's ethernet address, which it need not ask for then, or (`None`) to forget it.
+///
+/// # Errors
+/// What the kernel answers: `EPERM` without CAP_NET_ADMIN, `ENOENT` when it knows nothing that it could forget.
+pub(crate) fn set_neighbour(interface: u32, address: IpAddr, ethernet: Option<[u8; 6]>) -> io::Result<()> {
+    /// Attributes of a neighbour (linux/neighbour.h).
+    const NDA_DST: u16 = 1;
+    const NDA_LLADDR: u16 = 2;
+    let (kind, flags) = match ethernet {
+        Some(_) => (libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE),
+        None => (libc::RTM_DELNEIGH, 0),
+    };
+    let mut request = request(kind, flags)?;
+    // ndmsg: family, padding, interface, state, flags, type.
+    request.extend([family(address)?, 0, 0, 0]);
+    request.extend(interface.to_ne_bytes());
+    request.extend(libc::NUD_PERMANENT.to_ne_bytes());
+    request.extend([0, 0]);
+    attribute(&mut request, NDA_DST, &octets(address))?;
+    if let Some(ethernet) = ethernet {
+        attribute(&mut request, NDA_LLADDR, &ethernet)?;
+    }
+    exchange(request)
+}
+
+fn family(address: IpAddr) -> io::Result<u8> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    u8::try_from(family).map_err(io::Error::other)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// Has the host's TCP use this congestion control towards a subnet that is linked to the interface, `source` being its own address there.

@@ -214,12 +214,12 @@ impl Port {
         lock(&self.tx).as_mut().is_some_and(|half| half.queue.pending())
     }
 
-    /// Where the rings stand.
-    #[must_use]
-    pub fn state(&self) -> RingState {
-        let tx = lock(&self.tx).as_ref().map_or(0, |half| half.queue.completed());
-        let rx = lock(&self.rx).as_ref().map_or(0, |half| half.queue.completed());
-        RingState { rx, tx }
+    /// Has both rings stand still while `look` is called with where they are: no frame comes or goes meanwhile, so that what the guest's
+    /// memory says of them is the same. None if one of them is closed or broken.
+    pub fn hold<R>(&self, look: impl FnOnce(RingState) -> R) -> Option<R> {
+        let (tx, rx) = (lock(&self.tx), lock(&self.rx));
+        let (of_tx, of_rx) = (tx.as_ref()?, rx.as_ref()?);
+        Some(look(RingState { rx: of_rx.queue.completed(), tx: of_tx.queue.completed() }))
     }
 
     /// Ends the device: when this returns, nobody reaches the guest's memory any more. Returns where the rings stand,

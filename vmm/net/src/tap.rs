@@ -327,6 +327,23 @@ impl Tap {
             .map_err(os("choose the congestion control of the TAP device's subnet"))
     }
 
+    /// Tells the host which ethernet address is behind an address on the device. It need not ask then, nor remember the answer in its table of
+    /// neighbours, which holds 1,024 for the whole host unless it is told otherwise.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn add_neighbour(&self, address: IpAddr, mac: Mac) -> Result<(), TapError> {
+        netlink::set_neighbour(self.index()?, address, Some(mac.0)).map_err(os("tell the host a neighbour"))
+    }
+
+    /// Has the host forget what it was told.
+    ///
+    /// # Errors
+    /// The kernel refuses; also if it was not told.
+    pub fn remove_neighbour(&self, address: IpAddr) -> Result<(), TapError> {
+        netlink::set_neighbour(self.index()?, address, None).map_err(os("have the host forget a neighbour"))
+    }
+
     fn add_address(&self, address: IpAddr, prefix: u8) -> Result<(), TapError> {
         netlink::add_address(self.index()?, address, prefix).map_err(|e| match e.raw_os_error() {
             Some(libc::EEXIST) => TapError::AddressTaken(address),

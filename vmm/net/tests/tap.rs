@@ -103,6 +103,33 @@ fn transport_sum4(bytes: &[u8]) -> u16 {
 }
 
 #[test]
+fn the_host_is_told_of_neighbours_and_forgets_them() {
+    let cell = Cell::new(None);
+    let tap = cell.uplink.link();
+    let (mac, address) = (cell.guest.mac, cell.guest.ipv4);
+    let known = || {
+        // Of the calling thread's namespace.
+        let table = std::fs::read_to_string("/proc/thread-self/net/arp").expect("readable");
+        let line = table.lines().find(|line| line.starts_with(&format!("{address} ")))?.to_owned();
+        Some(line)
+    };
+    assert_eq!(known(), None);
+    for address in [address.into(), GUEST6.into()] {
+        tap.add_neighbour(address, mac).expect("told");
+        tap.add_neighbour(address, mac).expect("told again");
+    }
+    let line = known().expect("known");
+    // Complete and permanent.
+    let hex: Vec<_> = mac.0.iter().map(|b| format!("{b:02x}")).collect();
+    assert!(line.contains(" 0x6 ") && line.contains(&hex.join(":")), "{line}");
+    for address in [address.into(), GUEST6.into()] {
+        tap.remove_neighbour(address).expect("forgotten");
+    }
+    assert!(known().is_none_or(|line| line.contains("00:00:00:00:00:00")));
+    assert!(tap.remove_neighbour("10.213.77.99".parse().expect("an address")).is_err());
+}
+
+#[test]
 fn datagrams_both_ways_over_ipv4() {
     let mut cell = Cell::new(None);
     let socket = UdpSocket::bind((HOST4, 4000)).expect("a port");

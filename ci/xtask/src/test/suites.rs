@@ -21,8 +21,12 @@ use crate::{
 pub(super) const PACKAGE: &str = "foraker-tests";
 /// Tells a suite which KVM it runs on: `host` or `stock`.
 const BACK_END: &str = "BACK_END";
-/// Suites that need programs which are not in the machine in QEMU (`curl`, `wrk`).
-const HOST_ONLY: [&str; 1] = ["clients"];
+/// Suites that do not run in QEMU, and why.
+const HOST_ONLY: [(&str, &str); 3] = [
+    ("clients", "needs programs of the host"),
+    ("beside", "has a thousand guests, too many for an emulated processor"),
+    ("soak", "has some hundred guests that come and go, too many for an emulated processor"),
+];
 /// How long one test program may take, here or in QEMU.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Times that a program is run in QEMU while the emulated machine stops.
@@ -56,11 +60,8 @@ pub(super) fn stock(context: &Context) -> Result<Totals> {
     let own = qemu::own_files(workspace)?;
     let mut totals = Totals::default();
     for program in programs(workspace)? {
-        if HOST_ONLY.contains(&program.name.as_str()) {
-            terminal::note(&format!(
-                "suite `{}` needs programs of the host: it runs in stage `host` only",
-                program.name
-            ));
+        if let Some((name, reason)) = HOST_ONLY.iter().find(|(name, _)| *name == program.name) {
+            terminal::note(&format!("suite `{name}` {reason}: it runs in stage `host` only"));
             totals += Totals::skipped();
             continue;
         }
