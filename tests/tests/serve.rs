@@ -248,6 +248,10 @@ fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
     let second = serve(&first.socket, 1, "10.115", &[]).wait(LIMIT);
     assert_eq!(second.status, 125, "{second}");
     assert!(second.stderr.contains("a supervisor runs already"), "{second}");
+    // Nor may another take its cells' subnets.
+    let other = serve(&socket("same-subnet"), 1, "10.114", &[]).wait(LIMIT);
+    assert_eq!(other.status, 125, "{other}");
+    assert!(other.stderr.contains("10.114.0.0/16 holds an address of this host"), "{other}");
     // Its cells end by themselves: `wait` asserts that nothing of it is left but the socket.
     first.running.note_devices();
     first.running.signal(libc::SIGKILL);

@@ -53,6 +53,11 @@ pub enum NetworkError {
     /// The capture file.
     #[error("cannot write the capture {0}: {1}")]
     Pcap(String, io::Error),
+    /// The wanted subnet is the host's already.
+    #[error(
+        "the subnet {0}/{1} holds an address of this host: name another with --subnet, or with --first-subnet for a supervisor"
+    )]
+    SubnetInUse(Ipv4Addr, u8),
     /// No subnet is free.
     #[error("every subnet of 10.99.0.0/16 is in use: name another with --subnet")]
     NoSubnet,

@@ -90,6 +90,11 @@ impl Subnet {
 
 /// Makes a TAP device with the first free subnet, or with the wanted one.
 pub(crate) fn create(wanted: Option<(Ipv4Addr, u8)>) -> Result<(Tap, Subnet), NetworkError> {
+    // Two interfaces with one subnet: the host would send what is for the one to the other.
+    if let Some((network, prefix)) = wanted.filter(|(network, prefix)| host_has_address_in(*network, *prefix))
+    {
+        return Err(NetworkError::SubnetInUse(network, prefix));
+    }
     for n in 0..=255u8 {
         let subnet = wanted.unwrap_or((Ipv4Addr::new(10, 99, n, 0), 24));
         if wanted.is_none() && host_has_address_in(subnet.0, subnet.1) {
