@@ -17,8 +17,8 @@ use crate::stats::Samples;
 
 /// Between echoes.
 const PERIOD: Duration = Duration::from_millis(5);
-/// Echoes that are not counted.
-const WARM_UP: usize = 20;
+/// Echoes of this time are not counted: meanwhile the batch guests show what they are.
+const WARM_UP: Duration = Duration::from_millis(250);
 /// A TCP port of the interactive guest, to see that it is there.
 const ALIVE: u16 = crate::bulk::SINK_PORT;
 
@@ -81,7 +81,7 @@ fn mixed(session: &mut Session, grain: &str, echoes: bool) -> Result<Outcome> {
     let running = artifacts.serve_as_given(&mut session.subnets, &guests, ALIVE)?;
     let mut client = echo::Client::connect(running.address)?;
     let mut trips = Samples::default();
-    let (start, duration) = (Instant::now(), session.duration());
+    let (start, duration) = (Instant::now(), session.duration() * 2);
     if echoes {
         for n in 0.. {
             let due = start + PERIOD * n;
@@ -92,7 +92,7 @@ fn mixed(session: &mut Session, grain: &str, echoes: bool) -> Result<Outcome> {
                 break;
             }
             client.echo()?;
-            if n as usize >= WARM_UP {
+            if asked - start >= WARM_UP {
                 trips.push(asked.elapsed().as_secs_f64() * 1e3);
             }
         }
