@@ -51,7 +51,8 @@ pub fn load(url: &str, connections: u32, seconds: u32) -> Result<Load> {
     parse(&text).with_context(|| format!("wrk -c{connections} {url}"))
 }
 
-/// Loads `path` of several servers at once, each over `connections` connections from a thread of its own.
+/// Loads `path` of several servers at once, each over `connections` connections from a thread of its own. A client waits for `think`
+/// milliseconds between an answer and its next request.
 ///
 /// # Errors
 /// As [`load`].
@@ -60,6 +61,7 @@ pub fn load_many(
     port: u16,
     path: &str,
     connections: usize,
+    think: u32,
     seconds: u32,
 ) -> Result<Load> {
     let first = servers.first().context("no server")?;
@@ -67,8 +69,9 @@ pub fn load_many(
     // Each thread gets the next address; `wrk` itself knows one only.
     let script = format!(
         "local hosts = {{{}}}\nlocal n = 0\nfunction setup(thread)\n  n = n + 1\n  \
-         thread.addr = wrk.lookup(hosts[n], \"{port}\")[1]\nend\n",
-        hosts.join(", ")
+         thread.addr = wrk.lookup(hosts[n], \"{port}\")[1]\nend\n{}",
+        hosts.join(", "),
+        if think > 0 { format!("function delay()\n  return {think}\nend\n") } else { String::new() },
     );
     let file = std::env::temp_dir().join(format!("bench-{}.lua", std::process::id()));
     std::fs::write(&file, script).with_context(|| format!("cannot write {}", file.display()))?;

@@ -15,6 +15,7 @@ use super::Session;
 use super::http::PORT;
 use crate::crowd::{Crowd, Pace, Target};
 use crate::figure::Figure;
+use crate::netns;
 use crate::plot::{Form, Plot, Scale};
 use crate::processor;
 use crate::stats::Samples;
@@ -69,6 +70,7 @@ pub fn run(session: &mut Session) -> Result<()> {
             supervisor.ask(&[&["run", "--count", &more], &GUEST[..], &[&image]].concat())?;
             there = guests;
             let servers = control.addresses()?;
+            netns::know_neighbours(&servers)?;
             let target = Target { servers: &servers, port: PORT, path: DOCUMENT, connections: CONNECTIONS };
             let mut crowd = Crowd::gather(target)?;
             crowd

@@ -24,7 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
-use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, VirtualCore};
+use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, Seat, VirtualCore};
 use crate::machines::Machines;
 use crate::network::{Network, NetworkError, Service};
 use crate::queue::{Queued, WorkerShared, since};
@@ -57,13 +57,15 @@ pub struct Config {
     pub spare_machines: usize,
     /// Most machines of guests that have ended that are kept for others.
     pub kept_machines: usize,
+    /// Most machines of guests, as long as any guest can do without its own; none for as many as there are guests.
+    pub machines: Option<usize>,
 }
 
 impl Config {
     /// A cell without a network that makes a machine for each guest.
     #[must_use]
     pub fn new(workers: usize, arena: u64, console: RawFd) -> Config {
-        Config { workers, arena, console, network: None, spare_machines: 0, kept_machines: 0 }
+        Config { workers, arena, console, network: None, spare_machines: 0, kept_machines: 0, machines: None }
     }
 }
 
@@ -378,9 +380,52 @@ impl Shared {
     /// Takes back the machine of a guest that has ended, if it can be used again.
     pub(crate) fn take_back(&self, mut vcore: Box<VirtualCore>) {
         self.cancel_deadline(&mut vcore);
-        if vcore.guest.cores.len() == 1 {
-            self.machines.put_back(vcore.core);
+        if vcore.guest.cores.len() == 1
+            && let Seat::Here(core) = vcore.seat
+        {
+            self.machines.put_back(core);
         }
+    }
+
+    /// Gives a warm guest a machine.
+    pub(crate) fn give_machine(&self, vcore: &mut VirtualCore) -> Result<(), CellError> {
+        let Seat::Away(saved) = &vcore.seat else { return Ok(()) };
+        let guest = &vcore.guest;
+        let mut core = match self.machines.obtain() {
+            Some(core) => {
+                core.machine().attach(&guest.memory)?;
+                core
+            }
+            None => self.make_machine(&guest.memory, None)?,
+        };
+        if let (Some(network), Some(_)) = (&self.network, &guest.port) {
+            core.machine().register_doorbell(network.doorbell())?;
+        }
+        core.resume(guest.memory.page_tables(), saved)?;
+        guest.clock.publish(&guest.registers().time, self.machines.host().time_stamps(&core)?);
+        self.machines.hold(guest);
+        vcore.seat = Seat::Here(core);
+        Ok(())
+    }
+
+    /// A new machine with this memory. If a worker is awake for it, it maps the memory meanwhile.
+    fn make_machine(
+        &self,
+        memory: &Arc<GuestMemory>,
+        worker: Option<&WorkerShared>,
+    ) -> Result<Core, CellError> {
+        let machine = Machine::new(self.machines.host())?;
+        let mapping = {
+            let (machine, memory) = (Arc::clone(&machine), Arc::clone(memory));
+            Errand::new(move || machine.attach(&memory))
+        };
+        if let Some(worker) = worker {
+            worker.ask(Arc::clone(&mapping) as Arc<dyn Run>);
+        }
+        let core = machine.create_core(0);
+        // Done by the worker, or here and now; in any case before an error ends the start.
+        mapping.result().transpose()?;
+        Ok(core?)
     }
 
     /// Forgets the deadline of a core that is awake.
@@ -427,7 +472,7 @@ impl Cell {
                 .map_err(os("cannot make an event"))?,
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
-            machines: Machines::new(host, config.spare_machines, config.kept_machines),
+            machines: Machines::new(host, config.spare_machines, config.kept_machines, config.machines),
             epoch: Instant::now(),
         });
         let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
@@ -500,12 +545,12 @@ impl Cell {
             Pages::Large => &self.large_arena,
         };
         let memory = Arc::new(GuestMemory::new(arena, &template)?);
-        let mut core = match self.shared.machines.take() {
+        let mut core = match self.shared.machines.obtain() {
             Some(core) => {
                 core.machine().attach(&memory)?;
                 core
             }
-            None => self.make_machine(&memory, worker)?,
+            None => self.shared.make_machine(&memory, worker)?,
         };
         let start = Start { entry: image.entry, stack: STACK_TOP, argument: 0 };
         match &captured {
@@ -513,7 +558,8 @@ impl Cell {
             None => core.begin(memory.page_tables(), start)?,
         }
         let machine = Arc::clone(core.machine());
-        let clock = Clock::new(host.tsc_khz(&core)?, host.time_stamps(&core)?);
+        let stamps = host.time_stamps(&core)?;
+        let clock = Clock::new(host.tsc_khz(&core)?, stamps.1);
         let clock = captured.as_ref().map_or(clock, |captured| clock.set_to(captured.time));
         let port = match (&self.shared.network, &spec.network) {
             (Some(network), Some(wanted)) => {
@@ -522,7 +568,7 @@ impl Cell {
             }
             _ => None,
         };
-        let prepared = self.prepare(spec, id, &machine, &memory, &clock, port.as_deref());
+        let prepared = self.prepare(spec, id, &machine, &memory, port.as_deref());
         if let Err(e) = prepared {
             // The port reaches the memory, which is given back now.
             if let (Some(network), Some(port)) = (&self.shared.network, &port) {
@@ -538,7 +584,7 @@ impl Cell {
             port,
             immediate: spec.immediate,
             processor: spec.processor,
-            machine,
+            machine: (spec.cores > 1).then_some(machine),
             cores: spec.cores,
             console: ConsoleState {
                 lines: LineBuffer::new(prefix),
@@ -551,6 +597,7 @@ impl Cell {
             cell: Arc::downgrade(&self.shared),
             memory,
         }));
+        guest.clock.publish(&guest.registers().time, stamps);
         if let (Some(network), Some(port)) = (&self.shared.network, &guest.port) {
             network.attach(port, &guest);
         }
@@ -560,29 +607,17 @@ impl Cell {
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
         let account = spec.processor.account();
-        let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, core, account, deadline: None };
+        self.shared.machines.hold(&guest);
+        let seat = Seat::Here(core);
+        let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, seat, account, deadline: None };
         self.shared.enqueue(Box::new(vcore), Queued::Woken);
         Ok(guest)
     }
 
-    /// A new machine with this memory. If a worker is awake for it, it maps the memory meanwhile.
-    fn make_machine(
-        &self,
-        memory: &Arc<GuestMemory>,
-        worker: Option<&WorkerShared>,
-    ) -> Result<Core, CellError> {
-        let machine = Machine::new(self.shared.machines.host())?;
-        let mapping = {
-            let (machine, memory) = (Arc::clone(&machine), Arc::clone(memory));
-            Errand::new(move || machine.attach(&memory))
-        };
-        if let Some(worker) = worker {
-            worker.ask(Arc::clone(&mapping) as Arc<dyn Run>);
-        }
-        let core = machine.create_core(0);
-        // Done by the worker, or here and now; in any case before an error ends the start.
-        mapping.result().transpose()?;
-        Ok(core?)
+    /// How many guests have lost their machine to others.
+    #[must_use]
+    pub fn machines_taken_away(&self) -> u64 {
+        self.shared.machines.taken_away()
     }
 
     /// How many machines of ended guests were kept for others.
@@ -598,7 +633,6 @@ impl Cell {
         id: u64,
         machine: &Machine,
         memory: &GuestMemory,
-        clock: &Clock,
         port: Option<&Port>,
     ) -> Result<(), CellError> {
         let net = match (&self.shared.network, port, &spec.network) {
@@ -608,7 +642,7 @@ impl Cell {
             }
             _ => Net::default(),
         };
-        self.write_registers(spec, id, memory, clock, net)
+        self.write_registers(spec, id, memory, net)
     }
 
     fn write_registers(
@@ -616,7 +650,6 @@ impl Cell {
         spec: &GuestSpec,
         id: u64,
         memory: &GuestMemory,
-        clock: &Clock,
         net: Net,
     ) -> Result<(), CellError> {
         let nul = |s: &&String| s.contains('\0');
@@ -666,7 +699,6 @@ impl Cell {
         r.resources.memory_allocated.store(plan.memory_size, Ordering::Relaxed);
         r.resources.cores_provisioned.store(spec.cores, Ordering::Relaxed);
         r.resources.cores_allocated.store(spec.cores, Ordering::Relaxed);
-        clock.publish(&r.time);
         Ok(())
     }
 

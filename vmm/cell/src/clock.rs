@@ -1,7 +1,7 @@
 //! Guest time: nanoseconds since launch, from the time-stamp counter, the same for the guest and for the VMM.
 //!
-//! The guest computes it from three numbers in its virtual registers, without an exit; the VMM computes it from the host's counter
-//! and the difference between the two, so that a deadline means the same on both sides. It never steps.
+//! The guest computes it from three numbers in its virtual registers and its machine's counter, without an exit; the VMM computes it from the
+//! host's counter, so that a deadline means the same on both sides. It never steps.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,32 +9,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use foraker_abi::registers::Time;
 use foraker_machine::machine::host_time_stamp;
 
-/// The clock of one guest.
+/// The clock of one guest. It stays the same when the guest goes to another machine, whose counter may differ.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     /// Nanoseconds per 2^32 ticks.
     multiplier: u64,
-    /// Guest's counter at time 0.
+    /// The host's counter at time 0.
     base: u64,
-    /// Guest's counter minus the host's.
-    difference: u64,
     frequency: u64,
 }
 
 impl Clock {
-    /// A clock that starts now. `guest` and `host` are the two counters at one moment.
+    /// A clock that is at 0 when the host's counter is at `host`.
     #[must_use]
-    pub fn new(khz: u32, (guest, host): (u64, u64)) -> Clock {
+    pub fn new(khz: u32, host: u64) -> Clock {
         let khz = u64::from(khz.max(1));
-        Clock {
-            multiplier: (1_000_000u64 << 32) / khz,
-            base: guest,
-            difference: guest.wrapping_sub(host),
-            frequency: khz * 1000,
-        }
+        Clock { multiplier: (1_000_000u64 << 32) / khz, base: host, frequency: khz * 1000 }
     }
 
-    /// The same clock at `time` now.
+    /// The same clock at `time` instead of 0.
     #[must_use]
     pub fn set_to(mut self, time: u64) -> Clock {
         let ticks = (u128::from(time) << 32).div_ceil(u128::from(self.multiplier));
@@ -42,17 +35,19 @@ impl Clock {
         self
     }
 
-    /// Writes the clock to the virtual registers of a guest that does not run yet.
-    pub fn publish(&self, time: &Time) {
+    /// Writes the clock to the virtual registers of a guest that does not run. `guest` and `host` are the counter of its machine and the host's
+    /// at one moment.
+    pub fn publish(&self, time: &Time, (guest, host): (u64, u64)) {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall = u64::try_from(wall.as_nanos()).unwrap_or(0);
-        time.sequence.store(1, Ordering::SeqCst);
+        let sequence = time.sequence.load(Ordering::SeqCst) & !1;
+        time.sequence.store(sequence | 1, Ordering::SeqCst);
         time.multiplier.store(self.multiplier, Ordering::Relaxed);
-        time.base_tsc.store(self.base, Ordering::Relaxed);
+        time.base_tsc.store(self.base.wrapping_add(guest.wrapping_sub(host)), Ordering::Relaxed);
         time.base_ns.store(0, Ordering::Relaxed);
         time.wall_offset_ns.store(wall.wrapping_sub(self.now()), Ordering::Relaxed);
         time.tsc_hz.store(self.frequency, Ordering::Relaxed);
-        time.sequence.store(2, Ordering::SeqCst);
+        time.sequence.store(sequence.wrapping_add(2), Ordering::SeqCst);
     }
 
     /// Guest time now.
@@ -64,7 +59,7 @@ impl Clock {
     /// Guest time at a value of the host's counter.
     #[must_use]
     pub fn at_host(&self, host: u64) -> u64 {
-        let ticks = host.wrapping_add(self.difference).wrapping_sub(self.base);
+        let ticks = host.wrapping_sub(self.base);
         // A counter that lags behind the base by a little (another processor) is time 0, not the far future.
         if ticks > u64::MAX / 2 {
             return 0;
@@ -86,7 +81,7 @@ mod tests {
 
     #[test]
     fn counts_nanoseconds_from_zero() {
-        let clock = Clock::new(2_500_000, (1_000_000, 5_000));
+        let clock = Clock::new(2_500_000, 5_000);
         assert_eq!(clock.at_host(5_000), 0);
         assert_eq!(clock.at_host(4_000), 0);
         let second = clock.at_host(5_000 + 2_500_000_000);

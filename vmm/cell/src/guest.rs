@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use foraker_abi::interrupt;
 use foraker_abi::registers::{Counters, Registers, Schedule};
-use foraker_machine::{Core, Machine};
+use foraker_machine::{Core, Machine, Saved};
 use foraker_memory::GuestMemory;
 use foraker_net::Port;
 use foraker_policy::cpu::{Account, Cap, DEFAULT_SHARE, Grain};
@@ -35,8 +35,10 @@ pub struct Guest {
     pub port: Option<Arc<Port>>,
     /// Each interrupt forces it out.
     pub immediate: bool,
-    /// Its machine, which makes cores.
-    pub(crate) machine: Arc<Machine>,
+    /// Its machine, which makes further cores; none for a guest of one core, which may change machines.
+    pub(crate) machine: Option<Arc<Machine>>,
+    /// It has run since it was last asked whether it needs its machine.
+    pub(crate) used: AtomicBool,
     pub(crate) cores: Vec<CoreSlot>,
     pub(crate) console: Mutex<ConsoleState>,
     /// To be captured when it is ready.
@@ -116,12 +118,21 @@ pub(crate) enum CoreState {
     Gone,
 }
 
+/// Whether a core has a machine under it.
+#[derive(Debug)]
+pub(crate) enum Seat {
+    /// It has.
+    Here(Core),
+    /// It was taken away; this is its state. The guest is *warm*.
+    Away(Box<Saved>),
+}
+
 /// A core that can run: owned by a run queue, a worker or its slot, never by two of them.
 #[derive(Debug)]
 pub(crate) struct VirtualCore {
     pub(crate) guest: Arc<Guest>,
     pub(crate) index: u32,
-    pub(crate) core: Core,
+    pub(crate) seat: Seat,
     /// What it has used.
     pub(crate) account: Account,
     /// Its deadline, and the worker that keeps it.
@@ -135,7 +146,7 @@ pub(crate) struct GuestParts {
     pub(crate) clock: Clock,
     pub(crate) port: Option<Arc<Port>>,
     pub(crate) immediate: bool,
-    pub(crate) machine: Arc<Machine>,
+    pub(crate) machine: Option<Arc<Machine>>,
     pub(crate) cores: u32,
     pub(crate) processor: ProcessorSpec,
     pub(crate) console: ConsoleState,
@@ -159,6 +170,7 @@ impl Guest {
             port: parts.port,
             immediate: parts.immediate,
             machine: parts.machine,
+            used: AtomicBool::new(true),
             cores: (0..parts.cores).map(slot).collect(),
             console: Mutex::new(parts.console),
             candidate: Mutex::new(parts.candidate),
@@ -173,7 +185,7 @@ impl Guest {
         }
     }
 
-    fn registers(&self) -> &Registers {
+    pub(crate) fn registers(&self) -> &Registers {
         // SAFETY: the page holds a `Registers` since the guest was made; only the VMM writes it, and what changes while the guest
         // exists are atomics.
         unsafe { &*self.memory.registers() }
@@ -351,6 +363,21 @@ impl Guest {
     /// Asks the guest to end itself.
     pub fn ask_to_stop(&self) {
         self.raise(0, interrupt::STOP);
+    }
+
+    /// Takes the machine of a guest that rests. None if it does not, or needs it.
+    pub(crate) fn give_up_machine(&self) -> Option<Core> {
+        let slot = self.cores.first().filter(|_| self.cores.len() == 1)?;
+        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever wakes it meanwhile waits for the state.
+        let CoreState::Idle(vcore) = &mut *state else { return None };
+        let Seat::Here(core) = &mut vcore.seat else { return None };
+        let saved = core.save().ok()?;
+        core.machine().detach().ok()?;
+        match std::mem::replace(&mut vcore.seat, Seat::Away(Box::new(saved))) {
+            Seat::Here(core) => Some(core),
+            Seat::Away(_) => None,
+        }
     }
 
     /// Makes an idle core runnable.

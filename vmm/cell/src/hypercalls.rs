@@ -8,10 +8,10 @@ use foraker_abi::hypercall::{
 };
 use foraker_abi::interrupt;
 use foraker_abi::layout::{IMAGE_BASE, PAGE_SIZE};
-use foraker_machine::Start;
+use foraker_machine::{Core, Start};
 
 use crate::cell::Shared;
-use crate::guest::{CoreState, Guest, VirtualCore};
+use crate::guest::{CoreState, Guest, Seat, VirtualCore};
 use crate::queue::Queued;
 use crate::report::End;
 
@@ -30,16 +30,15 @@ pub(crate) enum After {
     Ended,
 }
 
-/// Carries out the hypercall that `vcore` has exited with.
-pub(crate) fn dispatch(cell: &Shared, vcore: &mut VirtualCore) -> After {
-    let r = vcore.core.registers();
+/// Carries out the hypercall that core `index` has exited with.
+pub(crate) fn dispatch(cell: &Shared, guest: &Arc<Guest>, index: u32, core: &mut Core) -> After {
+    let r = core.registers();
     let (number, a, b, c, d) = (r.rax, r.rdi, r.rsi, r.rdx, r.r10);
     let mut after = After::Continue;
-    let guest = Arc::clone(&vcore.guest);
     let result = match number {
         h::NOP => 0,
         h::READY => {
-            cell.capture(&guest, &mut vcore.core);
+            cell.capture(guest, core);
             0
         }
         h::IDLE => {
@@ -54,7 +53,7 @@ pub(crate) fn dispatch(cell: &Shared, vcore: &mut VirtualCore) -> After {
             guest.finish(End::Exited(a));
             return After::Ended;
         }
-        h::CONSOLE => console(cell, &guest, a, b),
+        h::CONSOLE => console(cell, guest, a, b),
         h::DOORBELL => {
             if a & !(h::DEVICE_NET | h::DEVICE_BLOCK) != 0 {
                 E_INVALID
@@ -62,15 +61,15 @@ pub(crate) fn dispatch(cell: &Shared, vcore: &mut VirtualCore) -> After {
                 E_UNSUPPORTED
             } else {
                 if a & h::DEVICE_NET != 0 {
-                    cell.serve_guest(&guest);
+                    cell.serve_guest(guest);
                 }
                 0
             }
         }
-        h::MEMORY => memory(&guest, a, b, c),
+        h::MEMORY => memory(guest, a, b, c),
         h::RESOURCES => match a {
-            h::resources::CORE_START => core_start(cell, &guest, b, c, d, vcore.core.registers().r8),
-            h::resources::CORE_STOP if vcore.index > 0 => {
+            h::resources::CORE_START => core_start(cell, guest, b, c, d, core.registers().r8),
+            h::resources::CORE_STOP if index > 0 => {
                 after = After::Stop;
                 0
             }
@@ -88,7 +87,7 @@ pub(crate) fn dispatch(cell: &Shared, vcore: &mut VirtualCore) -> After {
         },
         _ => E_UNKNOWN,
     };
-    vcore.core.set_result(result);
+    core.set_result(result);
     after
 }
 
@@ -153,18 +152,19 @@ fn core_start(cell: &Shared, guest: &Arc<Guest>, core: u64, entry: u64, stack: u
             core.restart(start);
             (core, account)
         }
-        None => match guest.machine.create_core(index).and_then(|mut core| {
-            core.begin(guest.memory.page_tables(), start)?;
-            Ok(core)
+        None => match guest.machine.as_ref().map(|machine| {
+            let mut core = machine.create_core(index)?;
+            core.begin(guest.memory.page_tables(), start).map(|()| core)
         }) {
-            Ok(core) => (core, guest.processor.account()),
+            Some(Ok(core)) => (core, guest.processor.account()),
             // Not logged: the guest can repeat it without limit.
-            Err(_) => return E_LIMIT,
+            _ => return E_LIMIT,
         },
     };
     *state = CoreState::Active;
     drop(state);
-    let vcore = VirtualCore { guest: Arc::clone(guest), index, core, account, deadline: None };
+    let seat = Seat::Here(core);
+    let vcore = VirtualCore { guest: Arc::clone(guest), index, seat, account, deadline: None };
     cell.enqueue(Box::new(vcore), Queued::Woken);
     0
 }

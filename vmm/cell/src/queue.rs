@@ -132,6 +132,11 @@ impl WorkerShared {
     pub(crate) fn push(&self, vcore: Box<VirtualCore>, queued: Queued) {
         let mut queue = locked(&self.queue);
         let account = vcore.account;
+        // While a core runs on, nobody takes the next: the time has gone on all the same.
+        let running = queue.turn.as_ref().map(|t| t.account.used_after(nanoseconds(t.started.elapsed())));
+        if let Some(floor) = queue.ready.floor(running) {
+            self.floor.fetch_max(floor, Ordering::Relaxed);
+        }
         match queued {
             Queued::Woken => queue.ready.wake(account, self.floor.load(Ordering::Relaxed), vcore),
             Queued::Again => queue.ready.put_back(account, vcore),

@@ -11,14 +11,14 @@ use foraker_abi::control::RED_ZONE;
 use foraker_abi::hypercall::FOREVER;
 use foraker_abi::interrupt;
 use foraker_abi::layout::IMAGE_BASE;
-use foraker_machine::Exit;
+use foraker_machine::{Core, Exit};
 use foraker_policy::cpu::HEARTBEAT_NS;
 
 use crate::cell::Shared;
-use crate::guest::{CoreSlot, CoreState, Guest, VirtualCore};
+use crate::guest::{CoreSlot, CoreState, Guest, Seat, VirtualCore};
 use crate::hypercalls::{self, After};
 use crate::queue::{Queued, Timer, WorkerShared, since};
-use crate::report::{Cause, Fault};
+use crate::report::{Cause, End, Fault};
 
 /// How long a worker stays awake for a guest that is being made.
 const EXPECT: Duration = Duration::from_millis(2);
@@ -74,6 +74,7 @@ impl Worker {
         let guest = Arc::clone(&vcore.guest);
         let index = vcore.index;
         let Some(slot) = guest.cores.get(index as usize) else { return };
+        guest.used.store(true, Ordering::Relaxed);
         self.cell.cancel_deadline(&mut vcore);
         slot.worker.store(u32::try_from(self.index).unwrap_or(0), Ordering::Relaxed);
         let started = Instant::now();
@@ -90,7 +91,11 @@ impl Worker {
                 self.mine().set_timer(at, Timer::Capped(vcore));
             }
             Left::Resting => {}
-            Left::Stopped(vcore) => rests(CoreState::Stopped(Some((vcore.core, vcore.account)))),
+            Left::Stopped(vcore) => match vcore.seat {
+                Seat::Here(core) => rests(CoreState::Stopped(Some((core, vcore.account)))),
+                // A guest of several cores keeps its machine.
+                Seat::Away(_) => rests(CoreState::Gone),
+            },
             Left::Ended(vcore) => {
                 rests(CoreState::Gone);
                 self.cell.take_back(vcore);
@@ -116,7 +121,17 @@ impl Worker {
             if let Some(at) = guest.capped_until(self.cell.clock(charged)) {
                 return Left::Capped(vcore, at);
             }
-            if let Err(fault) = deliver_upcall(&mut vcore) {
+            let VirtualCore { seat: Seat::Here(core), index, .. } = &mut *vcore else {
+                match self.cell.give_machine(&mut vcore) {
+                    Ok(()) => continue,
+                    Err(e) => {
+                        guest.finish(End::Killed(format!("there is no machine for it: {e}")));
+                        return Left::Ended(vcore);
+                    }
+                }
+            };
+            let index = *index;
+            if let Err(fault) = deliver_upcall(guest, index, core) {
                 guest.fault(*fault);
                 return Left::Ended(vcore);
             }
@@ -126,11 +141,11 @@ impl Worker {
             self.cell.before_entry(guest, end.is_some());
             guest.announce_end(end);
             let _ = guest.entered.set(entered);
-            let exit = vcore.core.run(self.mine().attention);
+            let exit = core.run(self.mine().attention);
             self.mine().after_exit();
             guest.counters().exits.fetch_add(1, Ordering::Relaxed);
             let after = match exit {
-                Exit::Hypercall => hypercalls::dispatch(&self.cell, &mut vcore),
+                Exit::Hypercall => hypercalls::dispatch(&self.cell, guest, index, core),
                 Exit::Doorbell => {
                     self.cell.serve_guest(guest);
                     After::Continue
@@ -146,7 +161,7 @@ impl Worker {
                     After::Continue
                 }
                 Exit::Fault(_) | Exit::Port | Exit::Shutdown | Exit::Broken(_) => {
-                    let fault = fault_of(&mut vcore, exit);
+                    let fault = fault_of(guest, index, core, exit);
                     guest.fault(fault);
                     After::Ended
                 }
@@ -159,6 +174,10 @@ impl Worker {
             let used = since(charged, now);
             charged = now;
             vcore.account.charge(used);
+            if let After::Idle(_) = after {
+                // Whether there is more to do at once or not: it does not compute without end.
+                vcore.account.rested();
+            }
             guest.charge(used, self.cell.clock(now));
             let over = self.mine().turn_is_over(now) || self.makes_room(&vcore, started, now);
             match after {
@@ -216,11 +235,8 @@ impl Worker {
                 vcore.deadline = Some((self.index, key));
             }
         }
-        let burst = vcore.account;
-        vcore.account.rested();
         let back = vcore.park();
         back.map(|mut vcore| {
-            vcore.account = burst;
             self.cell.cancel_deadline(&mut vcore);
             vcore
         })
@@ -248,6 +264,9 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
+        if self.cell.machines.trim() {
+            return;
+        }
         let mine = self.mine();
         let since = Instant::now();
         while mine.expects() && since.elapsed() < EXPECT {
@@ -297,9 +316,8 @@ pub(crate) fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
 }
 
 /// Enters the guest at its handler if it wants that and an interrupt it waits for is pending.
-fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Box<Fault>> {
-    let guest = Arc::clone(&vcore.guest);
-    let control = guest.memory.control(vcore.index);
+fn deliver_upcall(guest: &Guest, index: u32, core: &mut Core) -> Result<(), Box<Fault>> {
+    let control = guest.memory.control(index);
     if control.upcall_enabled.load(Ordering::Relaxed) != 1
         || control.pending.load(Ordering::SeqCst) & control.upcall_mask.load(Ordering::Relaxed) == 0
     {
@@ -307,7 +325,7 @@ fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Box<Fault>> {
     }
     control.upcall_enabled.store(0, Ordering::SeqCst);
     let handler = control.upcall_handler.load(Ordering::Relaxed);
-    let registers = *vcore.core.registers();
+    let registers = *core.registers();
     let stack = registers.rsp.wrapping_sub(RED_ZONE + 16);
     let mut frame = [0u8; 16];
     frame[..8].copy_from_slice(&registers.rflags.to_le_bytes());
@@ -315,34 +333,34 @@ fn deliver_upcall(vcore: &mut VirtualCore) -> Result<(), Box<Fault>> {
     let in_space = (IMAGE_BASE..guest.memory.plan().memory_end).contains(&handler);
     if !in_space || !guest.memory.write(stack, &frame) {
         let cause = Cause::Upcall(if in_space { stack } else { handler });
-        return Err(Box::new(Fault { cause, core: vcore.index, rip: registers.rip, registers }));
+        return Err(Box::new(Fault { cause, core: index, rip: registers.rip, registers }));
     }
-    vcore.core.divert(handler, stack);
+    core.divert(handler, stack);
     Ok(())
 }
 
-fn fault_of(vcore: &mut VirtualCore, exit: Exit) -> Fault {
-    let core = vcore.index;
-    let registers = *vcore.core.registers();
-    let machine = |text: String| Fault { cause: Cause::Machine(text), core, rip: registers.rip, registers };
+fn fault_of(guest: &Guest, index: u32, core: &mut Core, exit: Exit) -> Fault {
+    let registers = *core.registers();
+    let machine =
+        |text: String| Fault { cause: Cause::Machine(text), core: index, rip: registers.rip, registers };
     match exit {
-        Exit::Fault(Exit::SYSCALL) => Fault::from_syscall(core, registers),
+        Exit::Fault(Exit::SYSCALL) => Fault::from_syscall(index, registers),
         Exit::Fault(vector) => {
-            let Some(frame) = vcore.guest.memory.fault_frame(core, registers.rsp) else {
+            let Some(frame) = guest.memory.fault_frame(index, registers.rsp) else {
                 return machine(format!("vector {vector} with the stack at {:#x}", registers.rsp));
             };
-            match vcore.core.fault_address() {
+            match core.fault_address() {
                 Ok(address) => {
-                    let fault = Fault::from_frame(core, vector, registers, frame, address);
+                    let fault = Fault::from_frame(index, vector, registers, frame, address);
                     fault.in_common_form(|address| {
                         let mut bytes = [0; 2];
-                        vcore.guest.memory.read(address, &mut bytes).then_some(bytes)
+                        guest.memory.read(address, &mut bytes).then_some(bytes)
                     })
                 }
                 Err(e) => machine(e.to_string()),
             }
         }
-        Exit::Port => Fault::from_port(core, registers),
+        Exit::Port => Fault::from_port(index, registers),
         Exit::Shutdown => machine("the processor could not deliver a fault".to_owned()),
         other => machine(format!("{other:?}")),
     }

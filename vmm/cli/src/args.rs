@@ -56,6 +56,9 @@ pub(crate) struct Serve {
     /// Worker threads of each cell [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
+    /// Machines of each cell; guests beyond that share them, as long as some rest [default: one for each guest]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) machines: Option<u32>,
     /// The first cell's subnet, of 16 bits; the next ones follow
     #[arg(long, value_name = "A.B.0.0", default_value = "10.100.0.0")]
     pub(crate) first_subnet: Ipv4Addr,
@@ -232,6 +235,9 @@ pub(crate) struct CellProcess {
     /// Worker threads
     #[arg(long)]
     pub(crate) workers: usize,
+    /// Most machines
+    #[arg(long)]
+    pub(crate) machines: Option<usize>,
     /// How much it says about itself
     #[arg(long, value_enum)]
     pub(crate) log_level: LogLevel,

@@ -33,6 +33,9 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     let mut command = vec![program.into_os_string(), "cell".into(), "--workers".into()];
     command.push(serve.workers.unwrap_or(processors).max(1).to_string().into());
     command.extend(["--log-level".into(), level.map_or("warn".into(), |l| l.get_name().into())]);
+    if let Some(machines) = serve.machines {
+        command.extend(["--machines".into(), machines.to_string().into()]);
+    }
     let host = host(serve, processors)?;
     let config = Config { cells: serve.cells.into(), command, first_subnet: serve.first_subnet, host };
     let supervisor = Supervisor::start(config)?;
@@ -85,7 +88,8 @@ pub(crate) fn run_cell(process: &CellProcess) -> anyhow::Result<u8> {
     // SAFETY: the standard input is this process' own, and nobody else here uses it.
     let channel = unsafe { UnixStream::from_raw_fd(libc::STDIN_FILENO) };
     let (subnet, others) = (process.subnet, process.subnets);
-    let options = cell::Options { workers: process.workers, subnet, others, arena: ARENA };
+    let options =
+        cell::Options { workers: process.workers, subnet, others, arena: ARENA, machines: process.machines };
     cell::run(channel, &options).with_context(|| format!("cell {}", process.number))?;
     Ok(0)
 }

@@ -66,7 +66,6 @@ impl Host {
             (Cap::UserMemory, "memory slots"),
             (Cap::SyncRegs, "synchronized registers (KVM_CAP_SYNC_REGS)"),
             (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-            (Cap::ReadonlyMem, "read-only slots (KVM_CAP_READONLY_MEM)"),
             (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
             (Cap::Xcrs, "KVM_CAP_XCRS"),
         ] {

@@ -11,7 +11,7 @@ use foraker_abi::layout::{
 use foraker_memory::shared::TASK_STATE_LIMIT;
 use foraker_memory::{GuestMemory, Shared, Slot};
 use kvm_bindings::{
-    KVM_MEM_READONLY, Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+    Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
     kvm_userspace_memory_region, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, SyncReg, VcpuFd, VmFd};
@@ -65,7 +65,7 @@ pub struct Machine {
 struct Attached {
     /// Keeps the memory of the slots: dropped only after the VM has let go of it.
     memory: Option<Arc<GuestMemory>>,
-    /// The read-only part, which the next guest of the same image finds in place.
+    /// The part that guests of an image share, which of the same image finds in place.
     shared: Option<Arc<Shared>>,
     doorbell: bool,
 }
@@ -102,13 +102,13 @@ impl Machine {
     /// The host refuses.
     pub fn attach(&self, memory: &Arc<GuestMemory>) -> Result<(), MachineError> {
         let mut attached = self.attached();
-        let [read_only, own] = memory.slots();
+        let [common, own] = memory.slots();
         let shared = memory.template().shared();
         if attached.shared.as_ref().is_none_or(|there| !Arc::ptr_eq(there, shared)) {
             if attached.shared.is_some() {
-                self.set_slot(0, &read_only, 0)?;
+                self.set_slot(0, &common, 0)?;
             }
-            self.set_slot(0, &read_only, read_only.size)?;
+            self.set_slot(0, &common, common.size)?;
             attached.shared = Some(Arc::clone(shared));
         }
         self.set_slot(1, &own, own.size)?;
@@ -133,7 +133,7 @@ impl Machine {
     fn set_slot(&self, slot: u32, s: &Slot, size: u64) -> Result<(), MachineError> {
         let region = kvm_userspace_memory_region {
             slot,
-            flags: if s.read_only { KVM_MEM_READONLY } else { 0 },
+            flags: 0,
             guest_phys_addr: s.address,
             memory_size: size,
             userspace_addr: s.host as u64,

@@ -12,12 +12,11 @@ use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
 
 use crate::MemoryError;
-use crate::template::{Content, Template, YOUNG, as_size};
+use crate::template::{Content, FIRST_PAGES, Template, as_size};
 use crate::uffd::Uffd;
 
 /// Most bytes of zeros that one fault brings.
@@ -50,7 +49,8 @@ struct Pager {
 struct Owner {
     size: u64,
     template: Arc<Template>,
-    since: Instant,
+    /// Pages for which it has waited.
+    waited: u32,
     /// Where the last fault's zeros ended, and how many they were: a guest that goes through its memory is given more at a time.
     ahead: (u64, u64),
 }
@@ -118,7 +118,7 @@ impl Arena {
         };
         let (offset, size) = self.take(plan.memory_size, skip)?;
         if let Some((pager, _)) = &self.pager {
-            let owner = Owner { size, template: Arc::clone(template), since: Instant::now(), ahead: (0, 0) };
+            let owner = Owner { size, template: Arc::clone(template), waited: 0, ahead: (0, 0) };
             locked(&pager.owners).insert(offset, owner);
         }
         Ok(Range { arena: Arc::clone(self), offset, size })
@@ -246,7 +246,8 @@ impl Pager {
         };
         let at = offset - start;
         let template = Arc::clone(&owner.template);
-        let young = owner.since.elapsed() < YOUNG;
+        let young = owner.waited < FIRST_PAGES;
+        owner.waited = owner.waited.saturating_add(1);
         // Filled with the owners locked: a range that is given back meanwhile must not get a page afterwards.
         let done = match template.content(at) {
             Content::Bytes(bytes) => {

@@ -26,8 +26,6 @@ pub struct Slot {
     pub size: u64,
     /// Where it is in this process.
     pub host: *mut u8,
-    /// The guest cannot write it.
-    pub read_only: bool,
 }
 
 /// What the host backs a guest's heap with.
@@ -128,15 +126,9 @@ impl GuestMemory {
             Slot {
                 address: SUPERVISOR_BASE,
                 size: self.template.shared().size() as u64,
-                host: self.template.shared().as_ptr(),
-                read_only: true,
+                host: self.template.shared().for_guests(),
             },
-            Slot {
-                address: self.plan.memory_start,
-                size: self.plan.memory_size,
-                host: self.range.as_ptr(),
-                read_only: false,
-            },
+            Slot { address: self.plan.memory_start, size: self.plan.memory_size, host: self.range.as_ptr() },
         ]
     }
 

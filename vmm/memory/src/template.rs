@@ -2,11 +2,11 @@
 //!
 //! A template is shared by all guests that start from it. Its *working set*, the pages that guests touch soon after their start, is filled
 //! into a new guest's memory before it runs, in few large operations; the rest when it is touched. The working set is learned:
-//! pages for which a young guest had to wait are in it from then on.
+//! the first pages for which guests had to wait are in it from then on.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use foraker_abi::layout::{
     BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_STACK, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
@@ -18,8 +18,10 @@ use crate::plan::{Plan, STACK_TOP};
 use crate::shared::Shared;
 use crate::{MemoryError, tables};
 
-/// How long a guest is young.
-pub(crate) const YOUNG: Duration = Duration::from_millis(500);
+/// The first pages for which a guest waits say what guests like it need.
+pub(crate) const FIRST_PAGES: u32 = 64;
+/// Most pages that a working set learns.
+const MOST_LEARNED: u64 = 256;
 /// Most bytes of data and bss, or of a captured guest, that are in the working set before it is learned.
 const FIRST_WORKING_SET: u64 = 256 << 10;
 /// Most ranges of a working set: each is an operation at each start.
@@ -57,6 +59,8 @@ pub struct Template {
     runs: Vec<Run>,
     /// Offsets, sorted, not adjacent.
     working_set: RwLock<Vec<Range<u64>>>,
+    /// Pages that it has learned.
+    learned: AtomicU64,
 }
 
 impl Template {
@@ -104,6 +108,7 @@ impl Template {
             page_tables,
             runs,
             working_set: RwLock::new(joined(working_set)),
+            learned: AtomicU64::new(0),
         })
     }
 
@@ -146,6 +151,7 @@ impl Template {
             page_tables: of.page_tables,
             runs,
             working_set: RwLock::new(joined(working_set)),
+            learned: AtomicU64::new(0),
         }
     }
 
@@ -190,8 +196,11 @@ impl Template {
         joined(runs.chain(self.working_set()).collect())
     }
 
-    /// A young guest had to wait for these pages.
+    /// A guest had to wait for this page, among the first.
     pub(crate) fn learn(&self, pages: Range<u64>) {
+        if self.learned.fetch_add(1, Ordering::Relaxed) >= MOST_LEARNED {
+            return;
+        }
         let mut set = self.working_set.write().unwrap_or_else(PoisonError::into_inner);
         if set.len() < MOST_RANGES {
             set.push(pages);

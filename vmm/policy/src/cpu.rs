@@ -39,7 +39,7 @@ pub struct Tuning {
     pub fine_ns: u64,
     /// A coarse turn.
     pub coarse_ns: u64,
-    /// A core on `Auto` that has run this long without resting is coarse.
+    /// A core on `Auto` that has run this long without offering to rest is coarse.
     pub patience_ns: u64,
     /// What a core that wakes is put ahead of those that never slept.
     pub credit_ns: u64,
@@ -80,13 +80,19 @@ impl Account {
         Account { share: share.clamp(*SHARES.start(), *SHARES.end()), grain, used: 0, burst_ns: 0 }
     }
 
+    /// Virtual time that it will have used after running for so long.
+    #[must_use]
+    pub fn used_after(&self, ns: u64) -> u64 {
+        self.used.saturating_add(self.virtually(ns))
+    }
+
     /// It has run.
     pub fn charge(&mut self, ns: u64) {
-        self.used = self.used.saturating_add(self.virtually(ns));
+        self.used = self.used_after(ns);
         self.burst_ns = self.burst_ns.saturating_add(ns);
     }
 
-    /// It has given up the processor by itself, to rest.
+    /// It has offered to give up the processor.
     pub fn rested(&mut self) {
         self.burst_ns = 0;
     }
@@ -190,6 +196,13 @@ impl<T> RunQueue<T> {
         self.ready.first_key_value().map(|((used, _), _)| *used)
     }
 
+    /// The virtual time that this worker has come to: that of whoever is furthest behind, the core that runs (by what it has used until now)
+    /// included. None if there is nobody.
+    #[must_use]
+    pub fn floor(&self, running: Option<u64>) -> Option<u64> {
+        self.first().into_iter().chain(running).min()
+    }
+
     /// How long a core with this account runs from the start of its turn, as long as nobody else comes: `None` for as long as it likes.
     ///
     /// `account` is as it was at the start of the turn.
@@ -278,6 +291,8 @@ mod tests {
         grain: Grain,
         work: u64,
         rest: u64,
+        /// When it comes into being.
+        start: u64,
     }
 
     #[derive(Debug, Default)]
@@ -307,14 +322,17 @@ mod tests {
         let mut home: Vec<usize> = (0..loads.len()).map(|i| i % workers).collect();
         let mut floor = 0;
         for (i, l) in loads.iter().enumerate() {
-            queues[home[i]].put_back(Account::new(l.share, l.grain), i);
+            sleeping.push((l.start, i, Account::new(l.share, l.grain)));
         }
         let mut now = 0;
         while now < until {
             sleeping.retain(|&(at, guest, account)| {
                 if at <= now {
                     woken[guest] = at;
-                    queues[home[guest]].wake(account, floor, guest);
+                    let here = home[guest];
+                    let used = running[here].as_ref().map(|r| r.account.used_after(now - r.since));
+                    floor = floor.max(queues[here].floor(used).unwrap_or(0));
+                    queues[here].wake(account, floor, guest);
                 }
                 at > now
             });
@@ -362,12 +380,20 @@ mod tests {
     }
 
     fn batch(share: u32) -> Load {
-        Load { share, grain: Grain::Auto, work: MS, rest: 0 }
+        Load { share, grain: Grain::Auto, work: MS, rest: 0, start: 0 }
+    }
+
+    #[test]
+    fn who_had_the_processor_alone_owes_nothing_for_it() {
+        let late = Load { start: 5_000 * MS, ..batch(DEFAULT_SHARE) };
+        let seen = simulate(&[batch(DEFAULT_SHARE), late, late], 1, 11_000 * MS);
+        // Alone for five seconds, then a third of six.
+        assert!((6_700..7_300).contains(&(seen[0].used / MS)), "{seen:?}");
     }
 
     #[test]
     fn an_interactive_guest_beside_batch_guests_waits_little_and_costs_little() {
-        let quick = Load { share: DEFAULT_SHARE, grain: Grain::Auto, work: MS / 2, rest: 20 * MS };
+        let quick = Load { work: MS / 2, rest: 20 * MS, ..batch(DEFAULT_SHARE) };
         let mut loads = vec![batch(DEFAULT_SHARE); 4];
         loads.push(quick);
         let seen = simulate(&loads, 2, 5_000 * MS);
@@ -379,7 +405,7 @@ mod tests {
     #[test]
     fn whoever_pretends_to_rest_gets_no_more_than_its_share() {
         // Rests for a moment before it would become coarse.
-        let sly = Load { share: DEFAULT_SHARE, grain: Grain::Fine, work: 9 * MS, rest: MS / 10 };
+        let sly = Load { grain: Grain::Fine, work: 9 * MS, rest: MS / 10, ..batch(DEFAULT_SHARE) };
         let seen = simulate(&[sly, batch(DEFAULT_SHARE)], 1, 10_000 * MS);
         assert!(seen[0].used <= 5_500 * MS, "{seen:?}");
     }
@@ -430,7 +456,7 @@ mod tests {
             rests in proptest::collection::vec(prop_oneof![Just(0u64), MS..50 * MS], 1..20),
             workers in 1usize..4,
         ) {
-            let load = |rest: &u64| Load { share: DEFAULT_SHARE, grain: Grain::Auto, work: 3 * MS, rest: *rest };
+            let load = |rest: &u64| Load { work: 3 * MS, rest: *rest, ..batch(DEFAULT_SHARE) };
             let loads: Vec<_> = rests.iter().map(load).collect();
             let until = 8_000 * MS;
             let seen = simulate(&loads, workers, until);
@@ -445,7 +471,7 @@ mod tests {
         #[test]
         fn waking_is_bounded(quick in 1usize..10, slow in 0usize..6) {
             let mut loads = vec![batch(DEFAULT_SHARE); slow];
-            loads.extend(vec![Load { share: DEFAULT_SHARE, grain: Grain::Auto, work: MS / 2, rest: 40 * MS }; quick]);
+            loads.extend(vec![Load { work: MS / 2, rest: 40 * MS, ..batch(DEFAULT_SHARE) }; quick]);
             let seen = simulate(&loads, 1, 3_000 * MS);
             for s in &seen[slow..] {
                 // The first turns come before anybody is known to be coarse.

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod gatekeeper;
+pub mod holders;
 pub mod placement;
 pub mod restart;
 pub mod ring_service;

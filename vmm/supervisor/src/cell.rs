@@ -30,6 +30,8 @@ pub struct Options {
     pub others: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Address space for guests' memory, bytes.
     pub arena: u64,
+    /// Most machines, if there are to be fewer than guests.
+    pub machines: Option<usize>,
 }
 
 /// What the threads of the process share.
@@ -86,6 +88,7 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         network: Some(network),
         spare_machines: SPARE_MACHINES,
         kept_machines: KEPT_MACHINES,
+        machines: options.machines,
     };
     let cell = Cell::new(&config)?;
     let tap = cell.network().map(|(name, ..)| name);
