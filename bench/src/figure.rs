@@ -13,7 +13,7 @@ pub struct Figure {
     pub id: String,
     /// Which figure of it.
     pub what: String,
-    /// Median of `n` runs.
+    /// Median of `n` runs, or what [`Figure::tail`] makes of them.
     pub value: f64,
     /// Unit of `value` and `baseline_value`.
     pub unit: &'static str,
@@ -78,6 +78,17 @@ impl Figure {
         figure.baseline = Some(baseline);
         figure.baseline_value = Some(base);
         figure.ratio = Some(figure.value / base);
+        Ok(figure)
+    }
+
+    /// The 99th percentile of many single events, beside their own median.
+    ///
+    /// # Errors
+    /// When there are no samples, or the median is 0.
+    pub fn tail(id: &str, what: impl Into<String>, unit: &'static str, value: &Samples) -> Result<Figure> {
+        let mut figure = Figure::against(id, what, unit, value, "its median", value)?;
+        figure.value = value.quantile(0.99).with_context(|| format!("{id}: nothing was measured"))?;
+        figure.ratio = figure.baseline_value.map(|base| figure.value / base);
         Ok(figure)
     }
 
@@ -161,6 +172,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!((f.value, f.ratio, f.min, f.max, f.n), (90.0, Some(1.2), 80.0, 300.0, 3));
+    }
+
+    #[test]
+    fn a_tail_stands_beside_its_median() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        let f = Figure::tail("start", "first_reply/p99", "ms", &samples(&values)).unwrap();
+        assert_eq!((f.value, f.baseline_value, f.n, f.max), (99.0, Some(50.5), 100, 100.0));
     }
 
     #[test]

@@ -173,6 +173,19 @@ impl Artifacts {
         Ok(running)
     }
 
+    /// Launches guests as the command line says, on a subnet of their own, and waits until the first, which has the subnet's first address, takes
+    /// connections on `port`.
+    ///
+    /// # Errors
+    /// As [`serve`](Self::serve).
+    pub fn serve_as_given(&self, subnets: &mut GuestSubnets, guests: &[&str], port: u16) -> Result<Running> {
+        let (subnet, address) = subnets.take()?;
+        let all = [&["--subnet", &subnet], guests].concat();
+        let mut running = Running::spawn(self.launch(&all)?, address)?;
+        running.wait_for(port)?;
+        Ok(running)
+    }
+
     /// Launches so many guests of one image in one process, and waits until the last takes connections on `port`. Returns their addresses too.
     ///
     /// # Errors
@@ -315,6 +328,20 @@ impl Running {
         self.signal(libc::SIGTERM);
         self.wait(GRACE)?;
         self.finish()
+    }
+
+    /// Ends the guests without waiting for those that do not listen.
+    ///
+    /// # Errors
+    /// When the command does not end in time.
+    pub fn end(mut self) -> Result<()> {
+        self.signal(libc::SIGTERM);
+        // Twice means at once, once the first was heard.
+        thread::sleep(Duration::from_millis(50));
+        if self.child.try_wait()?.is_none() {
+            self.signal(libc::SIGTERM);
+        }
+        self.wait(GRACE)
     }
 
     fn finish(mut self) -> Result<(GuestReport, String)> {

@@ -32,6 +32,8 @@
 //! A table, or with `--json` one object per figure and line ([`figure::Figure`]). Progress and errors go to standard error.
 
 pub mod bulk;
+pub mod control;
+pub mod crowd;
 pub mod echo;
 pub mod ethtool;
 pub mod fetch;
@@ -43,10 +45,13 @@ pub mod launch;
 pub mod memory;
 pub mod native_http;
 pub mod netns;
+pub mod plot;
 pub mod process;
+pub mod processor;
 pub mod stats;
 pub mod suites;
 pub mod supervisor;
 pub mod targets;
 pub mod trace;
 pub mod wrk;
+pub mod zipf;

@@ -35,6 +35,9 @@ struct Options {
     /// Folder of the images, if not the one that `cargo xtask images` writes to.
     #[arg(long, value_name = "FOLDER", requires = "no_build")]
     images: Option<PathBuf>,
+    /// Folder for plots (SVG) of the benchmarks that have one.
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
     /// Print what there is.
     #[arg(long)]
     list: bool,
@@ -80,6 +83,7 @@ fn run(options: &Options) -> Result<()> {
         artifacts,
         subnets: GuestSubnets::default(),
         report: if options.json { print_json } else { print_line },
+        plots: options.plots.clone(),
     };
     if !options.json {
         println!("{}", figure::header());

@@ -5,10 +5,13 @@
 //! So nothing is left behind however the process ends; and as no route leads out of them, no load ever leaves
 //! the machine, even when a server has died.
 
+use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs::File;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::{io, process};
 
@@ -149,6 +152,38 @@ impl Drop for Namespace {
 pub fn forget_metrics(address: Ipv4Addr) {
     // There may be nothing to forget.
     let _ = Command::new("ip").args(["tcp_metrics", "delete", &address.to_string()]).output();
+}
+
+/// Writes guests' ethernet addresses into this namespace's table for good, as whoever runs ten thousand of them on one host does (or raises
+/// `net.ipv4.neigh.default.gc_thresh3`, which is the whole host's): the kernel keeps 1,024 that it has learned, and asks for the others
+/// again and again.
+///
+/// # Errors
+/// When there is no route to one, or `ip` fails.
+pub fn know_neighbours(guests: &[Ipv4Addr]) -> Result<()> {
+    let output = Command::new("ip").args(["-o", "-4", "addr", "show"]).output().context(NO_IP)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Lines as `2: fk0    inet 10.100.0.1/16 ...`; each cell has a subnet of 16 bits.
+    let subnet = |line: &str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (device, address) = (fields.next()?.to_owned(), fields.nth(1)?);
+        let address: Ipv4Addr = address.strip_suffix("/16")?.parse().ok()?;
+        let [a, b, ..] = address.octets();
+        Some(([a, b], device))
+    };
+    let subnets: HashMap<[u8; 2], String> = text.lines().filter_map(subnet).collect();
+    let mut lines = String::new();
+    for guest in guests {
+        let [a, b, c, d] = guest.octets();
+        let device = subnets.get(&[a, b]).with_context(|| format!("no device leads to {guest}"))?;
+        // The VMM makes a guest's ethernet address of its IPv4 address.
+        let ethernet = format!("06:46:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+        writeln!(lines, "neigh replace {guest} lladdr {ethernet} dev {device} nud permanent")?;
+    }
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().context(NO_IP)?;
+    child.stdin.take().context("no input")?.write_all(lines.as_bytes())?;
+    ensure!(child.wait()?.success(), "`ip -batch -` failed");
+    Ok(())
 }
 
 /// The third byte of a free 10.98.x.0/24, from `from` on.

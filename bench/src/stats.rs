@@ -36,6 +36,21 @@ impl Samples {
         }
     }
 
+    /// The value that so large a part of the samples does not exceed (nearest rank): 0.99 is the 99th percentile. `None` without samples.
+    #[must_use]
+    pub fn quantile(&self, part: f64) -> Option<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (part * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).copied()
+    }
+
+    /// Least, median, greatest. `None` without samples.
+    #[must_use]
+    pub fn spread(&self) -> Option<(f64, f64, f64)> {
+        Some((self.min()?, self.median()?, self.max()?))
+    }
+
     /// The least.
     #[must_use]
     pub fn min(&self) -> Option<f64> {
@@ -74,6 +89,14 @@ mod tests {
         assert_eq!(Samples::default().median(), None);
         assert_eq!([3.0, 1.0, 9.0].into_iter().collect::<Samples>().median(), Some(3.0));
         assert_eq!([4.0, 1.0, 2.0, 9.0].into_iter().collect::<Samples>().median(), Some(3.0));
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_samples() {
+        let samples: Samples = (1..=200).rev().map(f64::from).collect();
+        assert_eq!((samples.quantile(0.99), samples.quantile(0.5)), (Some(198.0), Some(100.0)));
+        assert_eq!((samples.quantile(1.0), samples.quantile(0.0)), (Some(200.0), Some(1.0)));
+        assert_eq!(Samples::default().quantile(0.99), None);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::control::Control;
+
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -58,6 +60,14 @@ impl Supervisor {
         let supervisor = Supervisor { child, vmm: vmm.to_path_buf(), socket, lines, reader: Some(reader) };
         supervisor.wait("the supervisor does not answer", || supervisor.ask(&["ps"]).is_ok())?;
         Ok(supervisor)
+    }
+
+    /// A connection to its control socket.
+    ///
+    /// # Errors
+    /// When it has gone.
+    pub fn control(&self) -> Result<Control> {
+        Control::connect(&self.socket)
     }
 
     /// Waits for something.

@@ -1,5 +1,6 @@
 //! The benchmarks, one module for each ID (the baselines alone in one).
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -7,17 +8,22 @@ use anyhow::Result;
 use crate::figure::Figure;
 use crate::guest::Artifacts;
 use crate::netns::GuestSubnets;
+use crate::plot::Plot;
 
 pub mod admission;
 pub mod baselines;
 pub mod bulk;
 pub mod documents;
 pub mod exit;
+pub mod fair;
+pub mod grain;
 pub mod http;
 pub mod http_crate;
 pub mod interrupts;
 pub mod launch;
 pub mod path;
+pub mod scale;
+pub mod start;
 pub mod storm;
 
 /// What a benchmark is given.
@@ -33,6 +39,8 @@ pub struct Session {
     pub subnets: GuestSubnets,
     /// Takes each figure as soon as it is there.
     pub report: fn(&Figure) -> Result<()>,
+    /// Folder of the plots, if any are wanted.
+    pub plots: Option<PathBuf>,
 }
 
 impl Session {
@@ -40,6 +48,14 @@ impl Session {
     #[must_use]
     pub fn duration(&self) -> Duration {
         Duration::from_secs(u64::from(self.seconds))
+    }
+
+    /// Writes a plot, if plots are wanted.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn plot(&self, name: &str, plot: impl FnOnce() -> Plot) -> Result<()> {
+        self.plots.as_ref().map_or(Ok(()), |folder| plot().write(folder, name))
     }
 
     /// Program files.
@@ -130,6 +146,34 @@ pub const SUITES: &[Suite] = &[
         id: "storm",
         about: "10,000 guests started by one request; and `density`: the memory of each, processes included",
         run: storm::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "start",
+        about: "start of one guest under `vmm serve`, from a template and from its image",
+        run: start::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "scale",
+        about: "processor time of a request by the number of resident guests, 1 to 10,000",
+        run: scale::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "fair",
+        about: "a quiet web server beside a greedy guest on the same worker",
+        run: fair::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "A2",
+        about: "echoes of an interactive guest beside batch guests, with two grains of core and with one",
+        run: grain::run,
         guests: true,
         network: true,
     },

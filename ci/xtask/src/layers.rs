@@ -46,6 +46,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
             "foraker-machine",
             "foraker-net",
             "foraker-cell",
+            "foraker-supervisor",
         ],
     ),
     ("xtask", &[]),

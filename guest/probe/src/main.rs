@@ -1,6 +1,7 @@
 //! Measures from inside what cannot be measured from outside. The benchmarks launch it.
 //!
 //! - `probe hypercall BATCHES CALLS`: round trip of a hypercall that does nothing; one line for each batch.
+//! - `probe compute`: computes until it is asked to stop, without an exit; then one line: rounds of work per second.
 //! - `probe idle`: says so, and then rests until it is asked to stop: what a live idle guest costs.
 //! - `probe resolve 4|6 NAME...`: one line for each name, with its addresses of that family or with what went wrong.
 //! - `probe net`: TCP that is read and discarded (port 5001), TCP that is written for ever (5002), UDP echoes with time
@@ -16,7 +17,7 @@ use guest_libos::{args, hypercall, interrupt, print, println, task};
 
 guest_libos::entry!(main, net: true);
 
-const USAGE: &str = "usage: probe hypercall BATCHES CALLS | idle | resolve 4|6 NAME... | net";
+const USAGE: &str = "usage: probe hypercall BATCHES CALLS | compute | idle | resolve 4|6 NAME... | net";
 
 fn main() -> Result<(), &'static str> {
     let mut arguments = args().skip(1);
@@ -25,6 +26,10 @@ fn main() -> Result<(), &'static str> {
             let mut number = || arguments.next()?.parse().ok().filter(|n| *n > 0);
             let (batches, calls) = (number().ok_or(USAGE)?, number().ok_or(USAGE)?);
             hypercalls(batches, calls);
+            Ok(())
+        }
+        Some("compute") => {
+            compute();
             Ok(())
         }
         Some("idle") => {
@@ -57,6 +62,21 @@ async fn resolve(family: Family, names: impl Iterator<Item = &'static str>) {
         }
         println!();
     }
+}
+
+/// Computes as a batch program does: it never rests, and sees by memory alone that it is asked to stop.
+fn compute() {
+    /// Steps of a round: some ten microseconds.
+    const STEPS: u64 = 10_000;
+    let (start, mut rounds, mut state) = (Instant::now(), 0u64, 1u64);
+    while interrupt::take() & interrupt::STOP == 0 {
+        for _ in 0..STEPS {
+            state = core::hint::black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+        rounds += 1;
+    }
+    let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+    println!("rounds_per_second {}", rounds.saturating_mul(1_000_000) / us);
 }
 
 fn hypercalls(batches: u32, calls: u32) {

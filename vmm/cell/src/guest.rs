@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use foraker_abi::interrupt;
 use foraker_abi::registers::{Counters, Registers, Schedule};
@@ -48,6 +48,8 @@ pub struct Guest {
     pub(crate) must_ring: AtomicBool,
     /// Its share of the processors, and how finely its turns are cut.
     pub(crate) processor: ProcessorSpec,
+    /// When a worker first entered it.
+    pub(crate) entered: OnceLock<Instant>,
     cpu_ns: AtomicU64,
     /// The clock of its limit of processor time.
     cap_clock: AtomicU64,
@@ -175,6 +177,7 @@ impl Guest {
             cell: parts.cell,
             must_ring: AtomicBool::new(true),
             processor: parts.processor,
+            entered: OnceLock::new(),
             cpu_ns: AtomicU64::new(0),
             cap_clock: AtomicU64::new(0),
             end: OnceLock::new(),
@@ -219,6 +222,12 @@ impl Guest {
             }
         }
         all
+    }
+
+    /// When its first instruction ran, if it has: the moment before its machine was entered for the first time.
+    #[must_use]
+    pub fn entered(&self) -> Option<Instant> {
+        self.entered.get().copied()
     }
 
     /// Processor time that its cores have used.

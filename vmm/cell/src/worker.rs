@@ -140,6 +140,7 @@ impl Worker {
             let end = self.mine().before_entry(self.next_event(guest, entered, limit), entered);
             self.cell.before_entry(guest, end.is_some());
             guest.announce_end(end);
+            let _ = guest.entered.set(entered);
             let exit = core.run(self.mine().attention);
             self.mine().after_exit();
             guest.counters().exits.fetch_add(1, Ordering::Relaxed);

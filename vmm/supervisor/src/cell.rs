@@ -12,7 +12,7 @@ use foraker_cell::cell::CellError;
 use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
 use foraker_publish::{Published, Publisher};
 
-use crate::channel::{Ended, FromCell, Order, ToCell, receive, send};
+use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send};
 
 /// Guests that are started before the supervisor hears of them.
 const BATCH: usize = 32;
@@ -44,7 +44,19 @@ struct State {
 /// A guest that runs, and what is its as long as it does.
 struct Running {
     guest: Arc<Guest>,
+    /// The supervisor knows when it ran its first instruction.
+    timed: bool,
     _published: Vec<Published>,
+}
+
+impl Running {
+    /// When its first instruction ran, on the clock of every process; once.
+    fn first_entry(&mut self) -> Option<u64> {
+        let at = self.guest.entered().filter(|_| !self.timed)?;
+        self.timed = true;
+        let since = u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Some(monotonic_ns().saturating_sub(since))
+    }
 }
 
 impl State {
@@ -177,7 +189,7 @@ fn start(
     drop(cell);
     let target = |port| Some(SocketAddr::new(guest.port.as_ref()?.ipv4().into(), port));
     let published = listeners.into_iter().filter_map(|(l, port)| Some(l.pass_to(target(port)?))).collect();
-    Ok(Running { guest, _published: published })
+    Ok(Running { guest, timed: false, _published: published })
 }
 
 /// Tells of guests that were started. Only then do they stand in the table, so that nobody hears of an end before its start.
@@ -185,16 +197,22 @@ fn announce(state: &State, started: &mut Vec<(u64, Running)>) {
     let addresses = started.iter().map(|(id, g)| (*id, g.guest.port.as_ref().map(|p| p.ipv4()))).collect();
     state.say(&FromCell::Started(addresses));
     state.guests.lock().unwrap_or_else(PoisonError::into_inner).extend(started.drain(..));
-    // One may have ended already.
+    // One may have ended already; most have run their first instruction.
     report_ends(state);
 }
 
-/// Tells of every guest that has ended, and forgets it.
+/// Tells of every guest that has ended, and forgets it; and when guests ran their first instruction. A message for each of those would cost a
+/// wake-up, and nobody waits for it: it is told with the next thing that happens.
 fn report_ends(state: &State) {
     let mut guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+    let entered: Vec<_> =
+        guests.iter_mut().filter_map(|(id, running)| Some((*id, running.first_entry()?))).collect();
     let gone: Vec<_> = guests.extract_if(|_, running| running.guest.has_ended()).collect();
     drop(guests);
-    for (id, Running { guest, _published: published }) in gone {
+    if !entered.is_empty() {
+        state.say(&FromCell::Entered(entered));
+    }
+    for (id, Running { guest, _published: published, .. }) in gone {
         let end = guest.end().map_or(Ended::CellDied, Ended::from);
         // Its ports, its memory and its machine are given back before the supervisor hears of it, and counts on them.
         state.cell.lock().unwrap_or_else(PoisonError::into_inner).forget(&guest);

@@ -117,6 +117,8 @@ pub enum FromCell {
     },
     /// Guests run: which, and their addresses.
     Started(Vec<(u64, Option<Ipv4Addr>)>),
+    /// Guests ran their first instruction: which, and when by [`monotonic_ns`].
+    Entered(Vec<(u64, u64)>),
     /// A guest has ended, or could not be started.
     Ended {
         /// Which.
@@ -152,6 +154,16 @@ impl From<&End> for Ended {
             End::Killed(why) => Ended::Killed(why.clone()),
         }
     }
+}
+
+/// The host's monotonic clock, nanoseconds: the same one in every process, as the standard library's [`std::time::Instant`] cannot be sent.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid structure for the call, which cannot fail with this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let whole = |n: i64| u64::try_from(n).unwrap_or(0);
+    whole(time.tv_sec) * 1_000_000_000 + whole(time.tv_nsec)
 }
 
 /// Sends a message.

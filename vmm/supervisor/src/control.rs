@@ -99,6 +99,8 @@ pub struct Listed {
     pub ipv4: Option<Ipv4Addr>,
     /// How often it came back.
     pub restarts: u32,
+    /// From the request (or its coming back) to its first instruction, microseconds; none until its cell has told.
+    pub start_us: Option<u64>,
 }
 
 /// Makes the control socket, for this user alone.

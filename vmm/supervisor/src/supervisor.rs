@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use foraker_policy::restart::{Failures, Restart};
 
 use crate::admission::{Host, ListedOwner, NotTaken, OwnerSettings};
-use crate::channel::{Ended, FromCell, Order, ToCell, receive, send};
+use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send};
 use crate::control::Listed;
 pub use state::Phase;
 use state::{CellSlot, Record, State};
@@ -105,6 +105,7 @@ impl Supervisor {
     /// # Errors
     /// One of them is refused; then none is taken.
     pub fn run(&self, order: &Order, count: u64, restart: Restart) -> Result<(u64, u64), NotTaken> {
+        let requested_ns = monotonic_ns();
         // Copied before anybody waits for the state.
         let named = |number| Order { name: format!("{}-{number}", order.name), ..order.clone() };
         let orders: Vec<_> = if count == 1 { vec![order.clone()] } else { (1..=count).map(named).collect() };
@@ -128,6 +129,8 @@ impl Supervisor {
             failures: Failures::default(),
             restarts: 0,
             started,
+            requested_ns,
+            start_us: None,
             unwanted: false,
             home: None,
             asked_back: None,
@@ -225,6 +228,7 @@ impl Supervisor {
             cell: g.cell,
             ipv4: g.ipv4,
             restarts: g.restarts,
+            start_us: g.start_us,
         };
         state.guests.iter().map(listed).collect()
     }

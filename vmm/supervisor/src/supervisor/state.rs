@@ -10,7 +10,7 @@ use foraker_policy::placement::{Load, place};
 use foraker_policy::restart::{Ending, Failures, Restart};
 
 use crate::admission::{Admission, Host};
-use crate::channel::{Ended, FromCell, Order, ToCell};
+use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns};
 
 /// Where a guest is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,10 @@ pub(super) struct Record {
     pub(super) failures: Failures,
     pub(super) restarts: u32,
     pub(super) started: Instant,
+    /// When it was asked for, or came back, by [`monotonic_ns`].
+    pub(super) requested_ns: u64,
+    /// From then to its first instruction, as far as its cell has told.
+    pub(super) start_us: Option<u64>,
     /// Somebody asked it to end.
     pub(super) unwanted: bool,
     /// The cell that it must be on, because its address belongs there.
@@ -96,6 +100,7 @@ impl State {
     /// A guest that rested stands in line, unless somebody ended it meanwhile.
     pub(super) fn wake(&mut self, id: u64) {
         if let Some(g) = self.guests.get_mut(&id).filter(|g| g.phase == Phase::Resting) {
+            (g.requested_ns, g.start_us) = (monotonic_ns(), None);
             g.phase = match self.admission.rejoin(id) {
                 Ok(()) => Phase::Waiting,
                 Err(refusal) => Phase::Ended(Ended::Refused(refusal.to_string())),
@@ -200,6 +205,16 @@ impl State {
                         && g.phase == Phase::Starting
                     {
                         (g.phase, g.ipv4, g.started) = (Phase::Running, ipv4, Instant::now());
+                    }
+                }
+            }
+            FromCell::Entered(guests) => {
+                for (id, at) in guests {
+                    if let Some(g) = self.guests.get_mut(&id)
+                        && g.cell == number
+                        && g.phase == Phase::Running
+                    {
+                        g.start_us = Some(at.saturating_sub(g.requested_ns) / 1000);
                     }
                 }
             }

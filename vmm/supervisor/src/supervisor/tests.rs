@@ -64,6 +64,10 @@ fn a_cell_speaks_for_its_own_guests_only() {
     state.hear(1, FromCell::Ended { id: 1, end: Ended::Exit(0) });
     drop(state);
     assert_eq!(phases(&supervisor), ["starting", "running"]);
+    let now = crate::channel::monotonic_ns();
+    supervisor.lock().hear(1, FromCell::Entered(vec![(1, now), (2, now), (77, now)]));
+    let times: Vec<_> = supervisor.list().into_iter().map(|g| g.start_us.is_some()).collect();
+    assert_eq!(times, [false, true]);
     supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
     // Said twice, it counts once.
     supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(5) });

@@ -1,0 +1,127 @@
+//! The start of one guest under `vmm serve`: from where another one like it was ready, beside the same from its image.
+//!
+//! `first_instruction` is what the supervisor says of the guest (`start_us`): from the request, inside the daemon, to the moment before the
+//! guest's machine is entered for the first time. `first_reply` is what a client sees: from before it sends the request to the last byte of the guest's
+//! first answer; it connects as soon as the supervisor tells it the address.
+//!
+//! Those from the image have a variable of their own in their environment, so that no template suits them; each is captured when it is
+//! ready, as any first one of its kind is.
+
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use foraker_cell::{GuestSpec, LoadedImage, NetworkSpec, Pages};
+use foraker_supervisor::{Listed, Order};
+
+use super::Session;
+use crate::control::Control;
+use crate::fetch::fetch;
+use crate::figure::Figure;
+use crate::plot::{Form, Plot, Scale};
+use crate::stats::Samples;
+use crate::supervisor::Supervisor;
+
+/// Starts of each kind in each run.
+const STARTS: usize = 40;
+/// Of each kind that are not counted: the first one is the template, and a cell's first machines are made for it.
+const WARM_UP: usize = 20;
+const MEMORY: u64 = 16 << 20;
+const DOCUMENT: &str = "/bytes/100";
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What one way of starting took, milliseconds.
+#[derive(Default)]
+struct Times {
+    instruction: Samples,
+    reply: Samples,
+}
+
+/// Measures everything of this ID.
+///
+/// # Errors
+/// When a guest fails.
+pub fn run(session: &mut Session) -> Result<()> {
+    let artifacts = session.artifacts()?;
+    let image = LoadedImage::open(&artifacts.image("httpd")?)?;
+    let spec = GuestSpec {
+        memory: MEMORY,
+        pages: Pages::Small,
+        network: Some(NetworkSpec::default()),
+        ..GuestSpec::new(image, "httpd")
+    };
+    let order = Order::of(&spec).context("the image is no file")?;
+    let (mut template, mut image) = (Times::default(), Times::default());
+    let mut number = 0;
+    let supervisor = Supervisor::start(&artifacts.vmm, 1)?;
+    let mut control = supervisor.control()?;
+    for turn in 0..WARM_UP + STARTS * session.runs {
+        number += 1;
+        let mut other = order.clone();
+        other.environment.push(format!("NUMBER={number}"));
+        for (order, times) in [(&order, &mut template), (&other, &mut image)] {
+            let (instruction, reply) = start(&mut control, order)?;
+            if turn >= WARM_UP {
+                times.instruction.push(instruction);
+                times.reply.push(reply);
+            }
+        }
+    }
+    drop(supervisor);
+    let mut bars = Vec::new();
+    for (what, of, from) in [
+        ("first_instruction", &template.instruction, &image.instruction),
+        ("first_reply", &template.reply, &image.reply),
+    ] {
+        (session.report)(&Figure::against("start", what, "ms", of, "from the image", from)?)?;
+        (session.report)(&Figure::tail("start", format!("{what}/p99"), "ms", of)?)?;
+        bars.push((of, from));
+    }
+    let exact = |value: Option<f64>| value.map(|v| (v, v, v));
+    let series = |pick: fn(&(&Samples, &Samples)) -> Samples| {
+        let samples: Vec<Samples> = bars.iter().map(pick).collect();
+        samples.iter().flat_map(|s| [exact(s.median()), exact(s.quantile(0.99))]).collect()
+    };
+    session.plot("start", || Plot {
+        title: "Start of a guest under vmm serve",
+        across: "from the request to ...",
+        upwards: "milliseconds",
+        form: Form::Bars,
+        scale: Scale::Linear,
+        places: ["first instruction, median", "p99", "first reply, median", "p99"]
+            .map(str::to_owned)
+            .to_vec(),
+        series: vec![
+            ("from a template".to_owned(), series(|(template, _)| (*template).clone())),
+            ("from the image".to_owned(), series(|(_, image)| (*image).clone())),
+        ],
+        mark: None,
+    })
+}
+
+/// Starts a guest, has it answer, and ends it. Returns the times to its first instruction and to its first answer.
+fn start(control: &mut Control, order: &Order) -> Result<(f64, f64)> {
+    let asked = Instant::now();
+    let id = control.run(order)?;
+    let address = loop {
+        match control.guest(id)?.context("the guest is not in the list")? {
+            Listed { phase, ipv4: Some(address), .. } if phase == "running" => break address,
+            Listed { phase, .. } if phase == "starting" => {}
+            Listed { phase, .. } => bail!("the guest does not start: {phase}"),
+        }
+        ensure!(asked.elapsed() < PATIENCE, "the guest does not start");
+    };
+    fetch(SocketAddrV4::new(address, super::http::PORT), DOCUMENT)?;
+    let reply = asked.elapsed();
+    control.kill(id)?;
+    let us = loop {
+        let guest = control.guest(id)?.context("the guest is not in the list")?;
+        if guest.phase.starts_with("killed") {
+            break guest.start_us.context("nobody knows when the guest ran first")?;
+        }
+        ensure!(asked.elapsed() < PATIENCE, "the guest does not end: {}", guest.phase);
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    control.prune()?;
+    Ok((us as f64 / 1e3, reply.as_secs_f64() * 1e3))
+}
