@@ -87,7 +87,7 @@ fn a_killed_cell_takes_only_its_own_guests_and_they_come_back() {
 /// Waits until a server answers, with little patience for each attempt: one that got no answer because its cell was gone shall not
 /// outlast the cell's return.
 fn answers_by(server: SocketAddr, deadline: Instant) -> Result<Instant, String> {
-    let patience = Duration::from_millis(100);
+    let patience = Duration::from_millis(400);
     loop {
         let answer = Connection::open_within(server, patience).and_then(|mut c| c.get("/hello.txt"));
         let now = Instant::now();

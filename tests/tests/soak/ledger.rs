@@ -44,6 +44,8 @@ struct Entry {
     phase: String,
     /// Since when it was seen like this.
     since: Instant,
+    /// A problem with it was told.
+    reported: bool,
 }
 
 /// Every guest that has not ended yet.
@@ -61,7 +63,7 @@ impl Ledger {
         for id in ids {
             let (phase, since) = (String::new(), Instant::now());
             self.total += 1;
-            self.open.insert(id, Entry { kind, comes_back, asked: None, phase, since });
+            self.open.insert(id, Entry { kind, comes_back, asked: None, phase, since, reported: false });
         }
     }
 
@@ -118,8 +120,13 @@ impl Ledger {
                     self.open.remove(&guest.id);
                 }
                 Err(why) => {
-                    problems.push(format!("guest {} {:?}: {why}: {guest:?}", guest.id, entry));
-                    self.open.remove(&guest.id);
+                    if !std::mem::replace(&mut entry.reported, true) {
+                        problems.push(format!("guest {} {:?}: {why}: {guest:?}", guest.id, entry));
+                    }
+                    // One that has not ended is still to be ended.
+                    if !["waiting", "starting", "running", "resting"].contains(&guest.phase.as_str()) {
+                        self.open.remove(&guest.id);
+                    }
                 }
             }
         }
