@@ -178,7 +178,7 @@ fn memory_of_ended_guests_is_given_back() {
         let run = serve.ask(&["run", &hostile, "touch-memory"]);
         assert_eq!(run.status, 0, "{run}");
         assert!(eventually(seconds(10), || serve.guests().iter().all(|g| g.phase == "exit 0")));
-        let given_back = eventually(seconds(2), || Usage::of(cell).arena == 0);
+        let given_back = eventually(seconds(10), || Usage::of(cell).arena == 0);
         assert!(given_back, "guest {round} left {}", Usage::of(cell));
     }
     assert_eq!(serve.stop().status, 0);
