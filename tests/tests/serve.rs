@@ -218,6 +218,30 @@ fn published_ports_belong_to_their_guests_lives() {
     assert_eq!(serve.stop().status, 0);
 }
 
+/// More guests than machines: each answers whenever it is asked, and none is worse for having lost its machine meanwhile.
+#[test]
+fn guests_share_machines() {
+    let serve = Serve::start_with("warm", 1, "10.119", &["--machines", "2"]);
+    let httpd = image("httpd").display().to_string();
+    let ran = serve.ask(&[&["run", "--count", "8"], &WEB[..], &[&httpd]].concat());
+    assert_eq!(ran.status, 0, "{ran}");
+    let guests = serve.guests();
+    for round in 0..3 {
+        for guest in &guests {
+            http::wait_until_serving(web(guest), seconds(10));
+            let answer = http::get(web(guest), "/bytes/3000").expect("an answer");
+            assert_eq!((answer.status, answer.body.len()), (200, 3000), "round {round}: {guest:?}");
+        }
+    }
+    let still = serve.guests();
+    assert!(still.iter().all(|g| g.phase == "running" && g.restarts == 0), "{still:?}");
+    // Those without a machine hear as well that they are to stop.
+    assert_eq!(serve.ask(&["stop", "--all"]).stdout.trim(), "8");
+    let ended = eventually(seconds(10), || serve.guests().iter().all(|g| g.phase == "exit 0"));
+    assert!(ended, "{:?}", serve.guests());
+    assert_eq!(serve.stop().status, 0);
+}
+
 #[test]
 fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
     let mut first = Serve::start("twice", 1, "10.114");
