@@ -51,6 +51,23 @@ impl std::fmt::Display for Usage {
     }
 }
 
+/// What each thread of a process does now, a line for each: its name, its state, and where in the kernel it waits. KVM's own threads, of which
+/// each machine has one, are left out.
+#[must_use]
+pub fn threads(pid: i32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let of_task = |task: fs::DirEntry| {
+        let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let (name, status, stack) = (read("comm"), read("status"), read("stack"));
+        let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or_default();
+        // [<0>] function+0x1/0x2
+        let calls = stack.lines().filter_map(|line| line.split_whitespace().nth(1)).take(6);
+        let line = format!("{} {} {}", name.trim(), state.trim(), calls.collect::<Vec<_>>().join(" < "));
+        (!name.starts_with("kvm-nx")).then_some(line)
+    };
+    tasks.flatten().filter_map(of_task).collect()
+}
+
 /// Memory that the host could give, bytes.
 #[must_use]
 pub fn available() -> u64 {

@@ -7,8 +7,9 @@ use foraker_tests::bounds::stretched;
 use foraker_tests::hostile::{Case, judge_listed};
 use foraker_tests::supervisor::Listed;
 
-/// How long a guest may be `starting`.
-const STARTING: Duration = Duration::from_secs(10);
+/// How long a guest may be `starting`: each change of a machine's memory waits in the kernel for readers of all of them (SRCU), which takes tens of
+/// milliseconds when the host is busy with other things, and a cell starts one guest after the other.
+const STARTING: Duration = Duration::from_secs(30);
 /// How long a guest may run that is to end by itself.
 const ENDING: Duration = Duration::from_secs(30);
 
@@ -44,6 +45,8 @@ struct Entry {
     phase: String,
     /// Since when it was seen like this.
     since: Instant,
+    /// A problem with it was told.
+    reported: bool,
 }
 
 /// Every guest that has not ended yet.
@@ -61,7 +64,7 @@ impl Ledger {
         for id in ids {
             let (phase, since) = (String::new(), Instant::now());
             self.total += 1;
-            self.open.insert(id, Entry { kind, comes_back, asked: None, phase, since });
+            self.open.insert(id, Entry { kind, comes_back, asked: None, phase, since, reported: false });
         }
     }
 
@@ -118,8 +121,13 @@ impl Ledger {
                     self.open.remove(&guest.id);
                 }
                 Err(why) => {
-                    problems.push(format!("guest {} {:?}: {why}: {guest:?}", guest.id, entry));
-                    self.open.remove(&guest.id);
+                    if !std::mem::replace(&mut entry.reported, true) {
+                        problems.push(format!("guest {} {:?}: {why}: {guest:?}", guest.id, entry));
+                    }
+                    // One that has not ended is still to be ended.
+                    if !["waiting", "starting", "running", "resting"].contains(&guest.phase.as_str()) {
+                        self.open.remove(&guest.id);
+                    }
                 }
             }
         }

@@ -231,7 +231,14 @@ impl Soak {
                 self.traffic.add(guest.id, SocketAddr::from((ipv4, 80)));
             }
         }
-        self.problems.extend(self.ledger.compare(&listed));
+        let problems = self.ledger.compare(&listed);
+        if self.problems.is_empty() && !problems.is_empty() {
+            // What everybody does just now may say why.
+            for (number, pid) in self.serve.cells().into_iter().enumerate() {
+                usage::threads(pid).into_iter().for_each(|thread| println!("cell {number}: {thread}"));
+            }
+        }
+        self.problems.extend(problems);
         self.problems.extend(self.traffic.problems());
     }
 
