@@ -188,7 +188,13 @@ impl LoadedImage {
         captured.iter().find(|(k, _)| k == key).map(|(_, there)| Arc::clone(there))
     }
 
-    /// Keeps where a guest stands, unless there is one already or there are too many.
+    /// Whether a guest of this kind is to be captured: there is none yet, and there are not too many.
+    fn wants(&self, key: &Key) -> bool {
+        let all = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| k != key)
+    }
+
+    /// Keeps where a guest stands, if it is still wanted.
     fn keep(&self, key: Key, captured: Captured) {
         let mut all = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| *k != key) {
@@ -351,7 +357,7 @@ impl Shared {
     pub(crate) fn capture(&self, guest: &Guest, core: &mut Core) {
         let candidate = guest.candidate.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(candidate) = candidate else { return };
-        if candidate.image.captured(&candidate.key).is_some() || guest.memory.resident() > MOST_CAPTURED {
+        if !candidate.image.wants(&candidate.key) || guest.memory.resident() > MOST_CAPTURED {
             return;
         }
         // What it has sent is not others' to send.

@@ -13,7 +13,7 @@ use foraker_net::RingState;
 use crate::cell::{GuestSpec, LoadedImage};
 
 /// Most memory of a guest that is captured, bytes: what is held twice from then on.
-pub(crate) const MOST_CAPTURED: u64 = 64 << 20;
+pub(crate) const MOST_CAPTURED: u64 = 8 << 20;
 
 /// What guests that start from one template have in common, besides their image.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! A template is shared by all guests that start from it. Its *working set*, the pages that guests touch soon after their start, is filled
 //! into a new guest's memory before it runs, in few large operations; the rest when it is touched. The working set is learned:
-//! the first pages for which guests had to wait are in it from then on.
+//! the first pages for which guests of a captured template had to wait are in it from then on.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +20,9 @@ use crate::{MemoryError, tables};
 
 /// The first pages for which a guest waits say what guests like it need.
 pub(crate) const FIRST_PAGES: u32 = 64;
-/// Most pages that a working set learns.
-const MOST_LEARNED: u64 = 256;
+/// Most pages that the working set of a captured template learns: each is memory of every guest that starts there. Those of an image learn
+/// nothing, as guests of different owners start from them.
+const MOST_LEARNED: u64 = 48;
 /// Most bytes of data and bss, or of a captured guest, that are in the working set before it is learned.
 const FIRST_WORKING_SET: u64 = 256 << 10;
 /// Most ranges of a working set: each is an operation at each start.
@@ -59,8 +60,8 @@ pub struct Template {
     runs: Vec<Run>,
     /// Offsets, sorted, not adjacent.
     working_set: RwLock<Vec<Range<u64>>>,
-    /// Pages that it has learned.
-    learned: AtomicU64,
+    /// Pages that it may still learn.
+    to_learn: AtomicU64,
 }
 
 impl Template {
@@ -108,7 +109,7 @@ impl Template {
             page_tables,
             runs,
             working_set: RwLock::new(joined(working_set)),
-            learned: AtomicU64::new(0),
+            to_learn: AtomicU64::new(0),
         })
     }
 
@@ -151,7 +152,7 @@ impl Template {
             page_tables: of.page_tables,
             runs,
             working_set: RwLock::new(joined(working_set)),
-            learned: AtomicU64::new(0),
+            to_learn: AtomicU64::new(MOST_LEARNED),
         }
     }
 
@@ -198,7 +199,8 @@ impl Template {
 
     /// A guest had to wait for this page, among the first.
     pub(crate) fn learn(&self, pages: Range<u64>) {
-        if self.learned.fetch_add(1, Ordering::Relaxed) >= MOST_LEARNED {
+        let one = |left: u64| left.checked_sub(1);
+        if self.to_learn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one).is_err() {
             return;
         }
         let mut set = self.working_set.write().unwrap_or_else(PoisonError::into_inner);
