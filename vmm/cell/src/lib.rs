@@ -34,6 +34,7 @@ pub mod report;
 mod subnet;
 mod templates;
 mod throttled;
+mod urgency;
 mod worker;
 
 pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};

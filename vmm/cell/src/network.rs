@@ -493,6 +493,7 @@ impl Network {
     /// The uplink's thread.
     pub(crate) fn serve_uplink(cell: &Shared) {
         let Some(network) = &cell.network else { return };
+        crate::urgency::run_soon();
         let mut turns = Turns::new(QUANTUM, MAX_FRAME);
         while !cell.is_stopping() {
             if network.server() == Server::Worker {
