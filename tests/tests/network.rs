@@ -93,6 +93,30 @@ fn a_closed_port_refuses() {
     assert_eq!(running.stop().status, 0);
 }
 
+/// One worker, and a guest that does not leave it alone: what is for its neighbour arrives all the same.
+#[test]
+fn a_neighbour_that_exits_without_end_keeps_nobody_from_the_network() {
+    let (httpd, hostile) = (image("httpd").display().to_string(), image("hostile").display().to_string());
+    for (number, case) in ["endless-nop", "endless-unknown", "endless-loop"].into_iter().enumerate() {
+        let subnet = format!("10.98.{}.0/24", 70 + number);
+        let arguments = [
+            &["--workers", "1", "--subnet", &subnet, "--name", "web", &httpd, "+", "--name", "greedy"][..],
+            &[&hostile, case],
+        ]
+        .concat();
+        let mut running = launch(arguments);
+        let server = SocketAddr::from((Ipv4Addr::new(10, 98, 70 + u8::try_from(number).unwrap(), 2), 80));
+        http::wait_until_serving(server, seconds(20));
+        for _ in 0..10 {
+            let answer = http::get(server, "/bytes/2000").expect(case);
+            assert_eq!((answer.status, answer.body.len()), (200, 2000), "{case}");
+        }
+        running.signal(libc::SIGINT);
+        running.signal(libc::SIGINT);
+        let _ = running.wait(LIMIT);
+    }
+}
+
 #[test]
 fn guests_talk_to_each_other() {
     let (echo, program) = (image("echo").display().to_string(), image("conformance").display().to_string());

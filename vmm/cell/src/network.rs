@@ -85,6 +85,8 @@ const UPLINK_LOOK: Duration = Duration::from_micros(20);
 /// How long a guest may run without an exit before the uplink takes over. A server that takes some hundred new connections at once needs
 /// a millisecond or two.
 const SERVICE_LIMIT: Duration = Duration::from_millis(4);
+/// How long the TAP device waits, while workers serve, for an exit that looks at it anyway.
+const RECEIVE_DUE: Duration = Duration::from_micros(300);
 /// From when on a burst without a rest counts as several.
 const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
@@ -127,6 +129,8 @@ pub(crate) struct Network {
     asleep: AtomicBool,
     /// Until when frames wait for a guest's ring instead of being read; 0 for not at all.
     waiting_until: AtomicU64,
+    /// When somebody looked at the TAP device last.
+    received_at: AtomicU64,
     /// Guests above their limits.
     throttled: Throttled,
     epoch: Instant,
@@ -214,6 +218,7 @@ impl Network {
             wake: event()?,
             asleep: AtomicBool::new(false),
             waiting_until: AtomicU64::new(0),
+            received_at: AtomicU64::new(0),
             throttled: Throttled::new(),
             epoch,
         })
@@ -374,6 +379,7 @@ impl Network {
 
     /// Delivers what waits in the TAP device. Returns the frames moved.
     fn receive(&self) -> usize {
+        self.received_at.store(self.now(), Ordering::Relaxed);
         NOTICES.with_borrow_mut(|notices| {
             let mut frames = 0;
             for _ in 0..CALLS {
@@ -648,6 +654,17 @@ impl Shared {
         }
         guest.copy_counters();
         frames
+    }
+
+    /// A guest has exited for something else than its rings. If nobody has looked at the TAP device for a while, that is done now: a guest that
+    /// exits without end keeps its worker from doing it otherwise, and other guests wait for their frames.
+    pub(crate) fn receive_if_due(&self) {
+        let Some(network) = &self.network else { return };
+        let age = network.now().saturating_sub(network.received_at.load(Ordering::Relaxed));
+        if network.server() == Server::Worker && u128::from(age) >= RECEIVE_DUE.as_nanos() {
+            network.waiting_until.store(0, Ordering::SeqCst);
+            network.receive();
+        }
     }
 
     /// A guest idles: serves its rings, and lets the controller learn from how much there was.

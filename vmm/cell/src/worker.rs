@@ -166,9 +166,10 @@ impl Worker {
                     After::Ended
                 }
             };
-            if let After::Idle(_) = after {
-                // Before the time is taken: what a guest has others do for it is its own time.
-                self.cell.serve_idle(guest, self.mine().waiting() > 0);
+            // Before the time is taken: what a guest has others do for it is its own time.
+            match after {
+                After::Idle(_) => self.cell.serve_idle(guest, self.mine().waiting() > 0),
+                _ => self.cell.receive_if_due(),
             }
             let now = Instant::now();
             let used = since(charged, now);
