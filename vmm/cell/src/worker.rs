@@ -131,15 +131,16 @@ impl Worker {
                 }
             };
             let index = *index;
-            if let Err(fault) = deliver_upcall(guest, index, core) {
-                guest.fault(*fault);
-                return Left::Ended(vcore);
-            }
             let limit = self.cell.service_limit();
             let entered = Instant::now();
             let end = self.mine().before_entry(self.next_event(guest, entered, limit), entered);
             self.cell.before_entry(guest, end.is_some());
             guest.announce_end(end);
+            // After the notice of the end, which may be what the guest wants to be called for.
+            if let Err(fault) = deliver_upcall(guest, index, core) {
+                guest.fault(*fault);
+                return Left::Ended(vcore);
+            }
             let _ = guest.entered.set(entered);
             let exit = core.run(self.mine().attention);
             self.mine().after_exit();
