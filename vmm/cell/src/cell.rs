@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,6 @@ pub const DEFAULT_MEMORY: u64 = 16 << 20;
 /// Console bytes per second of a guest, and as many at once, when nobody says otherwise.
 pub const DEFAULT_CONSOLE: u64 = 4 << 20;
 
-/// Bytes of a page.
-const PAGE: usize = 4096;
 /// Most sizes of guests for which an image's start is kept ready.
 const MOST_TEMPLATES: usize = 16;
 
@@ -157,6 +155,9 @@ pub struct NetworkSpec {
     pub tx_packets: Option<u64>,
 }
 
+/// Captured templates of an image: few, so that a look through them is cheap.
+type CapturedByKey = Vec<(Key, Arc<Captured>)>;
+
 /// An image with its shared part in memory.
 #[derive(Debug)]
 pub struct LoadedImage {
@@ -165,7 +166,7 @@ pub struct LoadedImage {
     /// Its templates, by memory and pages.
     templates: Mutex<Vec<Arc<Template>>>,
     /// Where its guests stood when they were ready.
-    captured: Mutex<Vec<(Key, Arc<Captured>)>>,
+    captured: Mutex<CapturedByKey>,
 }
 
 impl LoadedImage {
@@ -188,16 +189,15 @@ impl LoadedImage {
         captured.iter().find(|(k, _)| k == key).map(|(_, there)| Arc::clone(there))
     }
 
-    /// Whether a guest of this kind is to be captured: there is none yet, and there are not too many.
-    fn wants(&self, key: &Key) -> bool {
+    /// The templates, if one of this kind is wanted: there is none yet, and there are not too many.
+    fn wanting(&self, key: &Key) -> Option<MutexGuard<'_, CapturedByKey>> {
         let all = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| k != key)
+        (all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| k != key)).then_some(all)
     }
 
     /// Keeps where a guest stands, if it is still wanted.
     fn keep(&self, key: Key, captured: Captured) {
-        let mut all = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| *k != key) {
+        if let Some(mut all) = self.wanting(&key) {
             all.push((key, Arc::new(captured)));
         }
     }
@@ -236,7 +236,7 @@ impl LoadedImage {
         let text = foraker_image::Segment {
             address: layout::IMAGE_BASE,
             size: layout::PAGE_SIZE,
-            content: code.iter().copied().take(PAGE).collect(),
+            content: code.chunks(layout::PAGE_SIZE as usize).next().unwrap_or_default().to_vec(),
             rights: foraker_image::Rights::Execute,
         };
         let image = Image {
@@ -357,7 +357,7 @@ impl Shared {
     pub(crate) fn capture(&self, guest: &Guest, core: &mut Core) {
         let candidate = guest.candidate.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(candidate) = candidate else { return };
-        if !candidate.image.wants(&candidate.key) || guest.memory.resident() > MOST_CAPTURED {
+        if candidate.image.wanting(&candidate.key).is_none() || guest.memory.resident() > MOST_CAPTURED {
             return;
         }
         // What it has sent is not others' to send.
@@ -400,13 +400,7 @@ impl Shared {
     pub(crate) fn give_machine(&self, vcore: &mut VirtualCore) -> Result<(), CellError> {
         let Seat::Away(saved) = &vcore.seat else { return Ok(()) };
         let guest = &vcore.guest;
-        let mut core = match self.machines.obtain() {
-            Some(core) => {
-                core.machine().attach(&guest.memory)?;
-                core
-            }
-            None => self.make_machine(&guest.memory, None)?,
-        };
+        let mut core = self.machine_with(&guest.memory, None)?;
         if let (Some(network), Some(_)) = (&self.network, &guest.port) {
             core.machine().register_doorbell(network.doorbell())?;
         }
@@ -417,12 +411,16 @@ impl Shared {
         Ok(())
     }
 
-    /// A new machine with this memory. If a worker is awake for it, it maps the memory meanwhile.
-    fn make_machine(
+    /// A machine with this memory: one that is there, or a new one. If a worker is awake for a new one, it maps the memory meanwhile.
+    fn machine_with(
         &self,
         memory: &Arc<GuestMemory>,
         worker: Option<&WorkerShared>,
     ) -> Result<Core, CellError> {
+        if let Some(core) = self.machines.obtain() {
+            core.machine().attach(memory)?;
+            return Ok(core);
+        }
         let machine = Machine::new(self.machines.host())?;
         let mapping = {
             let (machine, memory) = (Arc::clone(&machine), Arc::clone(memory));
@@ -554,13 +552,7 @@ impl Cell {
             Pages::Large => &self.large_arena,
         };
         let memory = Arc::new(GuestMemory::new(arena, &template)?);
-        let mut core = match self.shared.machines.obtain() {
-            Some(core) => {
-                core.machine().attach(&memory)?;
-                core
-            }
-            None => self.shared.make_machine(&memory, worker)?,
-        };
+        let mut core = self.shared.machine_with(&memory, worker)?;
         let start = Start { entry: image.entry, stack: STACK_TOP, argument: 0 };
         match &captured {
             Some(captured) => core.resume(memory.page_tables(), &captured.core)?,

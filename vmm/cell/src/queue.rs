@@ -68,7 +68,7 @@ pub(crate) type DeadlineKey = (usize, Key);
 pub(crate) struct WorkerShared {
     pub(crate) attention: &'static Attention,
     queue: Mutex<Queue>,
-    /// Length of the queue, and the virtual time of its first, to be read without the lock.
+    /// Length of the queue, to be read without the lock.
     waiting: AtomicUsize,
     /// The virtual time that the cell has come to, for all workers.
     floor: Arc<AtomicU64>,
