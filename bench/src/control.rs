@@ -36,15 +36,15 @@ impl Control {
         }
     }
 
-    /// Has a guest run, and returns its id at once.
+    /// Has a guest run. Returns its id, and where it is reached, as soon as it runs.
     ///
     /// # Errors
-    /// When it is refused.
-    pub fn run(&mut self, order: &Order) -> Result<u64> {
+    /// When it is refused, or does not run in time.
+    pub fn run(&mut self, order: &Order) -> Result<(u64, Ipv4Addr)> {
         let order = Box::new(order.clone());
-        let request = Request::Run { order, count: 1, restart: "no".to_owned(), wait: false };
+        let request = Request::Run { order, count: 1, restart: "no".to_owned(), wait: true };
         match self.ask(&request)? {
-            Reply::Taken { first, .. } => Ok(first),
+            Reply::Taken { first, ipv4: Some(address), .. } => Ok((first, address)),
             other => bail!("the supervisor answered {other:?}"),
         }
     }

@@ -114,13 +114,50 @@ fn used_kib() -> Result<i64> {
     Ok(all - processes + own)
 }
 
-/// KiB that the whole machine has in use, processes included, once it no longer changes much.
-///
-/// # Errors
-/// When the kernel does not say.
-pub fn machine_kib() -> Result<i64> {
-    thread::sleep(Duration::from_millis(300));
-    all_kib()
+/// What the whole machine has in use, processes included, KiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    /// All of it.
+    pub total: i64,
+    /// Of that, by [`COMPONENTS`].
+    parts: [i64; COMPONENTS.len()],
+}
+
+/// Names of components, and what the kernel calls them in `/proc/meminfo`.
+const COMPONENTS: [(&str, &[&str]); 6] = [
+    ("guests_pages", &["Shmem"]),
+    ("processes", &["AnonPages"]),
+    ("page_tables", &["PageTables"]),
+    ("kernel_objects", &["SUnreclaim", "SReclaimable"]),
+    ("kernel_stacks", &["KernelStack"]),
+    ("per_processor", &["Percpu"]),
+];
+
+impl Used {
+    /// What is in use once it no longer changes much.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn now() -> Result<Used> {
+        thread::sleep(Duration::from_millis(300));
+        let total = all_kib()?;
+        let machine = Fields::read("/proc/meminfo")?;
+        let mut parts = [0; COMPONENTS.len()];
+        for (part, (_, names)) in parts.iter_mut().zip(COMPONENTS) {
+            *part = names.iter().map(|name| machine.get(name)).sum::<Result<_>>()?;
+        }
+        Ok(Used { total, parts })
+    }
+
+    /// The components of what came since `before`, each with its name. The last one is what the kernel took whole pages for and tells nobody about:
+    /// KVM's shadow page tables and its pages for each virtual CPU are there.
+    #[must_use]
+    pub fn since(&self, before: &Used) -> Vec<(&'static str, i64)> {
+        let parts = self.parts.iter().zip(before.parts).map(|(after, before)| after - before);
+        let known: i64 = parts.clone().sum();
+        let names = COMPONENTS.iter().map(|(name, _)| *name);
+        names.zip(parts).chain([("kernel_pages", self.total - before.total - known)]).collect()
+    }
 }
 
 /// KiB of the machine's memory but what is free and file caches.

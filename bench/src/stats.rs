@@ -11,6 +11,12 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// In the order in which they came.
+    #[must_use]
+    pub fn values(&self) -> &[f64] {
+        &self.0
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {

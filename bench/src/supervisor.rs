@@ -90,9 +90,11 @@ impl Supervisor {
     /// # Errors
     /// When it fails.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        let (verb, rest) = arguments.split_first().context("no command")?;
+        // The verb is one word, or two after `owner`.
+        let words = if arguments.first() == Some(&"owner") { 2 } else { 1 };
+        let (verb, rest) = arguments.split_at_checked(words).context("no command")?;
         let output = Command::new(&self.vmm)
-            .arg(verb)
+            .args(verb)
             .arg("--socket")
             .arg(&self.socket)
             .args(rest)
@@ -100,7 +102,7 @@ impl Supervisor {
             .output()
             .context("cannot start a client")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{verb}: {}", said.trim());
+        ensure!(output.status.success(), "{}: {}", verb.join(" "), said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 

@@ -71,10 +71,13 @@ pub const TARGETS: &[(&str, &str, Target)] = &[
     ("fair", "exits", Target::RatioAtLeast(0.9)),
     ("fair", "packets", Target::RatioAtLeast(0.9)),
     ("fair", "console", Target::RatioAtLeast(0.9)),
+    ("A1", "memory", Target::ValueAtMost(2.0)),
+    ("A1", "core", Target::ValueAtMost(2.0)),
     ("A2", "wake_p99", Target::ValueAtMost(2.0)),
     ("A2", "batch", Target::RatioAtLeast(0.95)),
     ("storm", "10000", Target::RatioAtLeast(0.6)),
     ("density", "resident", Target::ValueAtMost(660.0)),
+    ("density", "warm", Target::ValueAtMost(64.0)),
 ];
 
 /// The promise about a figure, if there is one.

@@ -38,14 +38,14 @@ pub fn run(session: &mut Session) -> Result<()> {
     let (mut batch, mut alone) = (Samples::default(), Samples::default());
     for _ in 0..session.runs {
         for (grain, (median, p99)) in [("auto", &mut auto), ("coarse", &mut coarse)] {
-            let outcome = mixed(session, grain, true)?;
+            let outcome = mixed(session, grain, true, workers())?;
             median.push(outcome.trips.median().context("no echo came back")?);
             p99.push(outcome.trips.quantile(0.99).context("no echo came back")?);
             if grain == "auto" {
                 batch.push(outcome.batch);
             }
         }
-        alone.push(mixed(session, "auto", false)?.batch);
+        alone.push(mixed(session, "auto", false, workers())?.batch);
     }
     let report = session.report;
     report(&Figure::against("A2", "wake_p99", "ms", &auto.1, "one coarse quantum", &coarse.1)?)?;
@@ -66,12 +66,25 @@ pub fn run(session: &mut Session) -> Result<()> {
     })
 }
 
-/// Batch guests on every worker, with an interactive one that is asked, or that only is there.
-fn mixed(session: &mut Session, grain: &str, echoes: bool) -> Result<Outcome> {
+/// Round trips of echoes to a guest beside batch guests on every worker, or alone, milliseconds.
+///
+/// # Errors
+/// When a guest fails.
+pub(super) fn echoes(session: &mut Session, beside_others: bool) -> Result<Vec<f64>> {
+    let workers = if beside_others { workers() } else { 0 };
+    Ok(mixed(session, "auto", true, workers)?.trips.values().to_vec())
+}
+
+fn workers() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Batch guests, with an interactive one that is asked, or that only is there.
+fn mixed(session: &mut Session, grain: &str, echoes: bool, batch: usize) -> Result<Outcome> {
     let artifacts = session.artifacts()?;
     let image = artifacts.image("probe")?.to_string_lossy().into_owned();
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let names: Vec<_> = (0..workers).map(|n| format!("batch{n}")).collect();
+    let workers = workers();
+    let names: Vec<_> = (0..batch).map(|n| format!("batch{n}")).collect();
     let count = workers.to_string();
     let mut guests =
         vec!["--workers", &count, "--net", "--name", "interactive", "--grain", grain, &image, "net"];
@@ -105,6 +118,6 @@ fn mixed(session: &mut Session, grain: &str, echoes: bool) -> Result<Outcome> {
         .lines()
         .filter_map(|line| line.split_once("rounds_per_second ")?.1.trim().parse::<f64>().ok());
     let done: Vec<f64> = done.collect();
-    ensure!(done.len() == workers, "not every batch guest said what it did:\n{console}");
+    ensure!(done.len() == batch, "not every batch guest said what it did:\n{console}");
     Ok(Outcome { trips, batch: done.iter().sum() })
 }

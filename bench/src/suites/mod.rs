@@ -22,6 +22,7 @@ pub mod http_crate;
 pub mod interrupts;
 pub mod launch;
 pub mod path;
+pub mod provision;
 pub mod scale;
 pub mod start;
 pub mod storm;
@@ -144,8 +145,15 @@ pub const SUITES: &[Suite] = &[
     },
     Suite {
         id: "storm",
-        about: "10,000 guests started by one request; and `density`: the memory of each, processes included",
+        about: "10,000 guests started by one request",
         run: storm::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "density",
+        about: "memory of each of 10,000 guests, processes and kernel included, by component; and of warm ones",
+        run: storm::density,
         guests: true,
         network: true,
     },
@@ -160,6 +168,20 @@ pub const SUITES: &[Suite] = &[
         id: "scale",
         about: "processor time of a request by the number of resident guests, 1 to 10,000",
         run: scale::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "D7",
+        about: "throughput by the number of resident guests, 1 to 10,000",
+        run: scale::throughput,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "A1",
+        about: "provisioned memory and a provisioned core that are lent out, from the request to the grant",
+        run: provision::run,
         guests: true,
         network: true,
     },

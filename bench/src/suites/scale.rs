@@ -4,6 +4,10 @@
 //! Zipf's law. A request's cost is the processor time of all cells while the crowd asks, by the requests that were answered: the host's TCP
 //! behind the TAP devices is in it, the clients' own time is not.
 //!
+//! Requests come at a low rate, so that each finds its guest at rest, whoever it goes to: this is what the figure compares. The same under load, from
+//! 256 clients without a pause, stands beside it (`loaded`): there ten guests find many requests at each wake-up and ten thousand find one, so that
+//! the difference is that of batches, not that of numbers.
+//!
 //! Every guest is asked once before anything is counted, so that what each does only once (its first page faults, its first connection) is
 //! not: what is left is whether an event costs more because there are many guests.
 
@@ -13,7 +17,7 @@ use anyhow::{Context, Result};
 
 use super::Session;
 use super::http::PORT;
-use crate::crowd::{Crowd, Pace, Target};
+use crate::crowd::{Crowd, Outcome, Pace, Target};
 use crate::figure::Figure;
 use crate::netns;
 use crate::plot::{Form, Plot, Scale};
@@ -26,7 +30,9 @@ const GUESTS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 /// The step that is the baseline of all.
 const BASELINE: usize = 1;
 const CELLS: usize = 10;
-/// Clients of the crowd.
+/// Requests per second while each is to find its guest at rest.
+const RATE: u32 = 500;
+/// Clients of the crowd under load.
 const CLIENTS: usize = 256;
 /// Most connections: more than there are guests, so that the cost of a request is not that of a connection.
 const CONNECTIONS: usize = 16_000;
@@ -42,12 +48,14 @@ const GUEST: [&str; 7] =
 /// What was measured at a step.
 #[derive(Default)]
 struct Step {
-    /// Processor time of the cells, microseconds per request.
+    /// Processor time of the cells when requests come one by one, microseconds per request.
     cost: Samples,
     /// The same with the clients' own.
     whole: Samples,
-    per_second: Samples,
     p99: Samples,
+    /// Processor time of the cells under load, microseconds per request.
+    loaded: Samples,
+    per_second: Samples,
 }
 
 /// Measures everything of this ID.
@@ -55,6 +63,59 @@ struct Step {
 /// # Errors
 /// When a guest or a request fails.
 pub fn run(session: &mut Session) -> Result<()> {
+    let steps = measure(session)?;
+    report(session, "scale", &steps, &[("", "us", |s| &s.cost), ("/with_clients", "us", |s| &s.whole)])?;
+    report(session, "scale", &steps, &[("/p99", "ms", |s| &s.p99), ("/loaded", "us", |s| &s.loaded)])?;
+    let line = |pick: fn(&Step) -> &Samples| steps.iter().map(|step| pick(step).spread()).collect();
+    session.plot("scale", || Plot {
+        title: "What a request costs, by the number of guests that it may go to",
+        across: "resident guests, asked by Zipf's law",
+        upwards: "microseconds of processor time per request",
+        form: Form::Lines,
+        scale: Scale::Linear,
+        places: GUESTS.map(|guests| guests.to_string()).to_vec(),
+        series: vec![
+            ("cells".to_owned(), line(|step| &step.cost)),
+            ("cells and clients".to_owned(), line(|step| &step.whole)),
+        ],
+        mark: steps[BASELINE].cost.median().map(|base| (base * 1.15, "10 guests + 15 %".to_owned())),
+    })
+}
+
+/// D7: throughput by the number of guests, as long as all are in memory (Denali, section 5.3: the first of two regimes).
+///
+/// # Errors
+/// When a guest or a request fails.
+pub fn throughput(session: &mut Session) -> Result<()> {
+    let steps = measure(session)?;
+    report(session, "D7", &steps, &[("", "1/s", |s| &s.per_second)])?;
+    session.plot("D7", || Plot {
+        title: "Requests per second, by the number of guests that they may go to",
+        across: "resident guests, asked by Zipf's law",
+        upwards: "requests per second",
+        form: Form::Lines,
+        scale: Scale::Linear,
+        places: GUESTS.map(|guests| guests.to_string()).to_vec(),
+        series: vec![("all in memory".to_owned(), steps.iter().map(|s| s.per_second.spread()).collect())],
+        mark: None,
+    })
+}
+
+/// What of a step a figure shows: what follows the number of guests in its name, its unit, and which samples.
+type Shown = (&'static str, &'static str, fn(&Step) -> &Samples);
+
+fn report(session: &Session, id: &str, steps: &[Step], shown: &[Shown]) -> Result<()> {
+    for (guests, step) in GUESTS.into_iter().zip(steps) {
+        for (suffix, unit, pick) in shown {
+            let base = pick(&steps[BASELINE]);
+            let what = format!("{guests}{suffix}");
+            (session.report)(&Figure::against(id, what, unit, pick(step), "10 guests", base)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(session: &mut Session) -> Result<[Step; GUESTS.len()]> {
     let artifacts = session.artifacts()?;
     let image = artifacts.image("httpd")?.to_string_lossy().into_owned();
     let mut steps: [Step; GUESTS.len()] = Default::default();
@@ -76,42 +137,26 @@ pub fn run(session: &mut Session) -> Result<()> {
             crowd
                 .visit_all(VISITORS)
                 .with_context(|| format!("{guests} guests, the first request of each"))?;
-            let pace = Pace::Closed(CLIENTS);
-            crowd.run(pace, WARM_UP)?;
-            let (before, own) =
-                (processor::seconds_of_all(&cells)?, processor::seconds_of(std::process::id())?);
-            let outcome = crowd.run(pace, session.duration()).with_context(|| format!("{guests} guests"))?;
-            let used = processor::seconds_of_all(&cells)? - before;
-            let own = processor::seconds_of(std::process::id())? - own;
-            let each = |seconds: f64| seconds * 1e6 / outcome.requests as f64;
-            step.cost.push(each(used));
-            step.whole.push(each(used + own));
-            step.per_second.push(outcome.per_second());
+            let mut used = |pace: Pace| -> Result<(f64, f64, Outcome)> {
+                crowd.run(pace, WARM_UP)?;
+                let time = || -> Result<(f64, f64)> {
+                    Ok((processor::seconds_of_all(&cells)?, processor::seconds_of(std::process::id())?))
+                };
+                let before: (f64, f64) = time()?;
+                let outcome =
+                    crowd.run(pace, session.duration()).with_context(|| format!("{guests} guests"))?;
+                let after: (f64, f64) = time()?;
+                let each = |seconds: f64| seconds * 1e6 / outcome.requests as f64;
+                Ok((each(after.0 - before.0), each(after.1 - before.1), outcome))
+            };
+            let (cells_us, own_us, outcome) = used(Pace::Open(RATE))?;
+            step.cost.push(cells_us);
+            step.whole.push(cells_us + own_us);
             step.p99.push(outcome.latency.quantile(0.99).context("no request")?);
+            let (cells_us, _, outcome) = used(Pace::Closed(CLIENTS))?;
+            step.loaded.push(cells_us);
+            step.per_second.push(outcome.per_second());
         }
     }
-    for (guests, step) in GUESTS.into_iter().zip(&steps) {
-        let base = &steps[BASELINE];
-        let report = |what: String, unit, value: &Samples, baseline: &Samples| {
-            (session.report)(&Figure::against("scale", what, unit, value, "10 guests", baseline)?)
-        };
-        report(guests.to_string(), "us", &step.cost, &base.cost)?;
-        report(format!("{guests}/with_clients"), "us", &step.whole, &base.whole)?;
-        report(format!("{guests}/throughput"), "1/s", &step.per_second, &base.per_second)?;
-        report(format!("{guests}/p99"), "ms", &step.p99, &base.p99)?;
-    }
-    let line = |pick: fn(&Step) -> &Samples| steps.iter().map(|step| pick(step).spread()).collect();
-    session.plot("scale", || Plot {
-        title: "What a request costs, by the number of guests that it may go to",
-        across: "resident guests, asked by Zipf's law",
-        upwards: "microseconds of processor time per request",
-        form: Form::Lines,
-        scale: Scale::Linear,
-        places: GUESTS.map(|guests| guests.to_string()).to_vec(),
-        series: vec![
-            ("cells".to_owned(), line(|step| &step.cost)),
-            ("cells and clients".to_owned(), line(|step| &step.whole)),
-        ],
-        mark: steps[BASELINE].cost.median().map(|base| (base * 1.15, "10 guests + 15 %".to_owned())),
-    })
+    Ok(steps)
 }

@@ -10,9 +10,9 @@
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use foraker_cell::{GuestSpec, LoadedImage, NetworkSpec, Pages};
-use foraker_supervisor::{Listed, Order};
+use foraker_supervisor::Order;
 
 use super::Session;
 use crate::control::Control;
@@ -102,15 +102,7 @@ pub fn run(session: &mut Session) -> Result<()> {
 /// Starts a guest, has it answer, and ends it. Returns the times to its first instruction and to its first answer.
 fn start(control: &mut Control, order: &Order) -> Result<(f64, f64)> {
     let asked = Instant::now();
-    let id = control.run(order)?;
-    let address = loop {
-        match control.guest(id)?.context("the guest is not in the list")? {
-            Listed { phase, ipv4: Some(address), .. } if phase == "running" => break address,
-            Listed { phase, .. } if phase == "starting" => {}
-            Listed { phase, .. } => bail!("the guest does not start: {phase}"),
-        }
-        ensure!(asked.elapsed() < PATIENCE, "the guest does not start");
-    };
+    let (id, address) = control.run(order)?;
     fetch(SocketAddrV4::new(address, super::http::PORT), DOCUMENT)?;
     let reply = asked.elapsed();
     control.kill(id)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Session;
 use crate::figure::Figure;
-use crate::memory;
+use crate::memory::Used;
 use crate::stats::Samples;
 use crate::supervisor::Supervisor;
 
@@ -20,6 +20,9 @@ const CELLS: usize = 10;
 /// A guest that writes a line and rests.
 const GUEST: [&str; 5] = ["--no-net", "--memory", "256K", "--name", "g"];
 
+/// Machines of each cell when most guests are to be without.
+const FEW_MACHINES: &str = "8";
+
 /// Guests started by one request, each with its machine and its first console line, per second; beside as many raw machines in as many
 /// processes, each with its first exit.
 ///
@@ -29,24 +32,56 @@ pub fn run(session: &mut Session) -> Result<()> {
     let artifacts = session.artifacts()?;
     let image = artifacts.image("probe")?.to_string_lossy().into_owned();
     let guest = [&GUEST[..], &[&image, "idle"]].concat();
-    let (mut value, mut baseline, mut bytes) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut value, mut baseline) = (Samples::default(), Samples::default());
     // One warm-up of each is not counted: the first machines of a host pay for others.
     for run in 0..=session.runs.div_ceil(2) {
         let supervisor = Supervisor::start(&artifacts.vmm, CELLS)?;
-        let before = memory::machine_kib()?;
         let elapsed = supervisor.storm(GUESTS, &guest)?;
-        let kib = (memory::machine_kib()? - before) as f64 / GUESTS as f64;
         drop(supervisor);
         let floor = floor_storm(&artifacts.floor)?;
         if run > 0 {
             value.push(GUESTS as f64 / elapsed.as_secs_f64());
             baseline.push(floor);
-            bytes.push(kib);
         }
     }
-    let what = GUESTS.to_string();
-    (session.report)(&Figure::against("storm", what, "1/s", &value, "raw floor", &baseline)?)?;
-    (session.report)(&Figure::absolute("density", "resident", "KiB", &bytes)?)
+    (session.report)(&Figure::against("storm", GUESTS.to_string(), "1/s", &value, "raw floor", &baseline)?)
+}
+
+/// What each of them takes of the host's memory, with a machine of its own and without.
+///
+/// # Errors
+/// When a guest fails, or the kernel does not say.
+pub fn density(session: &mut Session) -> Result<()> {
+    let artifacts = session.artifacts()?;
+    let image = artifacts.image("probe")?.to_string_lossy().into_owned();
+    let guest = [&GUEST[..], &[&image, "idle"]].concat();
+    for (what, options) in [("resident", &[][..]), ("warm", &["--machines", FEW_MACHINES])] {
+        let mut total = Samples::default();
+        let mut components: Vec<(&str, Samples)> = Vec::new();
+        for _ in 0..session.runs.div_ceil(2) {
+            let supervisor = Supervisor::start_with(&artifacts.vmm, CELLS, options)?;
+            let before = Used::now()?;
+            supervisor.storm(GUESTS, &guest)?;
+            let after = Used::now()?;
+            total.push(each(after.total - before.total));
+            for (name, kib) in after.since(&before) {
+                match components.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, samples)) => samples.push(each(kib)),
+                    None => components.push((name, std::iter::once(each(kib)).collect())),
+                }
+            }
+        }
+        (session.report)(&Figure::absolute("density", what, "KiB", &total)?)?;
+        for (name, samples) in &components {
+            (session.report)(&Figure::absolute("density", format!("{what}/{name}"), "KiB", samples)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// KiB of each guest.
+fn each(kib: i64) -> f64 {
+    kib as f64 / GUESTS as f64
 }
 
 /// Raw machines per second, in [`CELLS`] processes at once.

@@ -23,7 +23,13 @@ fn main() -> ExitCode {
     // One heap for all threads: they allocate next to nothing while guests run, and a heap for each costs time at every start.
     // SAFETY: no other thread exists yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    let command = match args::parse(std::env::args_os()) {
+    let parsed = args::parse(std::env::args_os());
+    if !matches!(parsed, Ok(Command::Launch(_) | Command::Serve(_) | Command::Cell(_))) {
+        // Whoever reads what a client prints may stop: `vmm ps | head`. What holds guests has to go on.
+        // SAFETY: no other thread exists yet, and no handler is replaced.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+    let command = match parsed {
         Ok(command) => command,
         Err(args::Refused::Help(text)) => {
             print!("{text}");

@@ -132,7 +132,7 @@ pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     (order.owner, order.priority) = (run.owner.clone(), run.priority);
     let (count, wait) = (run.count, !run.detach);
     let request = Request::Run { order: Box::new(order), count, restart: run.restart.clone(), wait };
-    let Reply::Taken { first, last, open } = ask(&run.socket.path(), &request)? else {
+    let Reply::Taken { first, last, open, .. } = ask(&run.socket.path(), &request)? else {
         bail!("the supervisor answered something else");
     };
     println!("{}", if first == last { first.to_string() } else { format!("{first}..{last}") });

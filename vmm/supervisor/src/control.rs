@@ -67,6 +67,8 @@ pub enum Reply {
         last: u64,
         /// Not running yet.
         open: usize,
+        /// Where the first is reached, if it runs already.
+        ipv4: Option<Ipv4Addr>,
     },
     /// The guests.
     Guests(Vec<Listed>),
@@ -176,7 +178,8 @@ fn answer(supervisor: &Supervisor, request: Request) -> Reply {
             match supervisor.run(&order, count, restart) {
                 Ok((first, last)) => {
                     let most = if wait { PATIENCE } else { Duration::ZERO };
-                    Reply::Taken { first, last, open: supervisor.wait_settled(first..=last, most) }
+                    let open = supervisor.wait_settled(first..=last, most);
+                    Reply::Taken { first, last, open, ipv4: supervisor.address(first) }
                 }
                 Err(why) => Reply::Refused(why.to_string()),
             }

@@ -24,8 +24,10 @@ use crate::control::Listed;
 pub use state::Phase;
 use state::{CellSlot, Record, State};
 
-/// How often somebody who waits for guests to run looks.
+/// How often somebody who waits for many guests to run looks: to be told of each would cost more.
 const SETTLE: Duration = Duration::from_millis(5);
+/// Up to so many, who waits is told.
+const FEW: u64 = 64;
 /// A cell that died sooner than this after its start is started again only after a while: a quarter of it, and twice as long each time.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
@@ -51,6 +53,8 @@ struct Shared {
     changed: Condvar,
     /// There is a new guest in `due`.
     due: Condvar,
+    /// Cells have said something of their guests.
+    heard: Condvar,
 }
 
 /// The supervisor.
@@ -71,6 +75,7 @@ impl Supervisor {
             state: Mutex::new(state),
             changed: Condvar::new(),
             due: Condvar::new(),
+            heard: Condvar::new(),
         }));
         for number in 0..count {
             let supervisor = supervisor.clone();
@@ -244,15 +249,29 @@ impl Supervisor {
     #[must_use]
     pub fn wait_settled(&self, ids: std::ops::RangeInclusive<u64>, most: Duration) -> usize {
         let until = Instant::now() + most;
+        let few = ids.end().saturating_sub(*ids.start()) < FEW;
+        let open = |g: &Record| matches!(g.phase, Phase::Waiting | Phase::Admitted | Phase::Starting);
+        let mut state = self.lock();
         loop {
-            let open = |g: &Record| matches!(g.phase, Phase::Waiting | Phase::Admitted | Phase::Starting);
-            let open = self.lock().guests.range(ids.clone()).filter(|(_, g)| open(g)).count();
-            if open == 0 || Instant::now() >= until {
+            let open = state.guests.range(ids.clone()).filter(|(_, g)| open(g)).count();
+            let left = until.saturating_duration_since(Instant::now());
+            if open == 0 || left.is_zero() {
                 return open;
             }
-            // To be told of each guest would cost more than to look now and then.
-            std::thread::sleep(SETTLE);
+            if few {
+                state = self.0.heard.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            } else {
+                drop(state);
+                std::thread::sleep(SETTLE);
+                state = self.lock();
+            }
         }
+    }
+
+    /// Where a guest is reached, if it runs and has a network.
+    #[must_use]
+    pub fn address(&self, id: u64) -> Option<Ipv4Addr> {
+        self.lock().guests.get(&id).filter(|g| g.phase == Phase::Running)?.ipv4
     }
 
     /// Ends every guest and every cell. Returns when the cells are gone.
@@ -282,6 +301,7 @@ impl Supervisor {
             }
             let mut state = self.lock();
             state.cell_died(number);
+            self.0.heard.notify_all();
             self.0.changed.notify_all();
             self.0.due.notify_all();
             if state.stopping {
@@ -346,6 +366,7 @@ impl Supervisor {
                     if ready {
                         self.0.changed.notify_all();
                     }
+                    self.0.heard.notify_all();
                     if state.due.len() > rested {
                         self.0.due.notify_all();
                     }

@@ -38,7 +38,13 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
     for number in 0..2 {
         state.hear(number, FromCell::Ready { tap: None });
     }
-    let shared = Shared { config, state: Mutex::new(state), changed: Condvar::new(), due: Condvar::new() };
+    let shared = Shared {
+        config,
+        state: Mutex::new(state),
+        changed: Condvar::new(),
+        due: Condvar::new(),
+        heard: Condvar::new(),
+    };
     (Supervisor(Arc::new(shared)), told)
 }
 

@@ -1,0 +1,115 @@
+//! A1: what is provisioned for somebody, and lent to others meanwhile, comes back when it is asked for (Rhoden, Klues, Zhu, Brewer: *Improving per-node
+//! efficiency in the datacenter with new OS abstractions*, SoCC 2011).
+//!
+//! `memory`: an owner's memory is lent, all of it, to guests of another. It asks for a guest: one of the others is ended, its memory is dropped, and the
+//! new one runs its first instruction. The time from the request, inside the daemon, to that moment is more than the grant alone. Beside it, the same
+//! start while the memory is free.
+//!
+//! `core`: a guest rests, and its part of the processors is lent to guests that compute without end, one on each worker. A request reaches it: the time
+//! to its answer, on the client's side, is more than the grant alone. Beside it, the same with nobody else there.
+
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use foraker_cell::{GuestSpec, LoadedImage, NetworkSpec};
+use foraker_supervisor::Order;
+
+use super::{Session, grain};
+use crate::control::Control;
+use crate::fetch::fetch;
+use crate::figure::Figure;
+use crate::stats::Samples;
+use crate::supervisor::Supervisor;
+
+/// Grants in each run.
+const GRANTS: usize = 20;
+/// Of them, the first are not counted: they start from the image, not from a template.
+const WARM_UP: usize = 3;
+/// Guests that fill the host.
+const LENT: usize = 4;
+/// What the supervisor counts for each, and what of that is not its own memory, MiB and KiB.
+const EACH: u64 = 16;
+const OVERHEAD: u64 = 640;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Measures everything of this ID.
+///
+/// # Errors
+/// When a guest fails, or nothing is granted.
+pub fn run(session: &mut Session) -> Result<()> {
+    memory(session)?;
+    core(session)
+}
+
+fn memory(session: &mut Session) -> Result<()> {
+    let artifacts = session.artifacts()?;
+    let image = LoadedImage::open(&artifacts.image("httpd")?)?;
+    let order = |owner: &str| -> Result<Order> {
+        let spec = GuestSpec {
+            memory: (EACH << 20) - (OVERHEAD << 10),
+            network: Some(NetworkSpec::default()),
+            from_template: Some(owner.to_owned()),
+            ..GuestSpec::new(std::sync::Arc::clone(&image), "httpd")
+        };
+        Ok(Order { owner: owner.to_owned(), ..Order::of(&spec).context("the image is no file")? })
+    };
+    let (lender, borrower) = (order("lender")?, order("borrower")?);
+    let budget = format!("{}M", EACH * LENT as u64);
+    let supervisor = Supervisor::start_with(&artifacts.vmm, 1, &["--memory", &budget])?;
+    supervisor.ask(&["owner", "set", "lender", "--provision-memory", &budget])?;
+    let mut control = supervisor.control()?;
+    let (mut lent, mut free) = (Samples::default(), Samples::default());
+    for turn in 0..WARM_UP + GRANTS * session.runs {
+        let counts = turn >= WARM_UP;
+        // First with free memory, then with all of it lent.
+        let alone = grant(&mut control, &lender)?;
+        let borrowed: Vec<u64> = (0..LENT).map(|_| Ok(control.run(&borrower)?.0)).collect::<Result<_>>()?;
+        let contested = grant(&mut control, &lender)?;
+        let ended = borrowed.iter().map(|id| control.guest(*id)).collect::<Result<Vec<_>>>()?;
+        let given_back = ended.iter().flatten().filter(|g| g.phase.contains("asked for it back")).count();
+        ensure!(given_back == 1, "{given_back} guests were asked to give back what they had");
+        for id in borrowed {
+            end(&mut control, id)?;
+        }
+        if counts {
+            free.push(alone);
+            lent.push(contested);
+        }
+    }
+    (session.report)(&Figure::against("A1", "memory", "ms", &lent, "free memory", &free)?)?;
+    (session.report)(&Figure::tail("A1", "memory/p99", "ms", &lent)?)
+}
+
+/// Starts a guest and ends it. Returns the time from the request to its first instruction, milliseconds.
+fn grant(control: &mut Control, order: &Order) -> Result<f64> {
+    let (id, address) = control.run(order)?;
+    // What was granted is real, and its first instruction has run.
+    fetch(SocketAddrV4::new(address, super::http::PORT), "/bytes/100")?;
+    let us = end(control, id)?.context("nobody knows when the guest ran first")?;
+    Ok(us as f64 / 1e3)
+}
+
+/// Ends a guest and waits until it has. Returns how long its start took, microseconds.
+fn end(control: &mut Control, id: u64) -> Result<Option<u64>> {
+    control.kill(id)?;
+    let since = Instant::now();
+    loop {
+        let guest = control.guest(id)?.context("the guest is not in the list")?;
+        if !["starting", "running"].contains(&guest.phase.as_str()) {
+            return Ok(guest.start_us);
+        }
+        ensure!(since.elapsed() < PATIENCE, "a guest does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn core(session: &mut Session) -> Result<()> {
+    let (mut lent, mut free) = (Samples::default(), Samples::default());
+    for _ in 0..session.runs {
+        lent.extend(grain::echoes(session, true)?);
+        free.extend(grain::echoes(session, false)?);
+    }
+    (session.report)(&Figure::against("A1", "core", "ms", &lent, "no other guest", &free)?)?;
+    (session.report)(&Figure::tail("A1", "core/p99", "ms", &lent)?)
+}
