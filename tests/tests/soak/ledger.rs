@@ -75,9 +75,9 @@ impl Ledger {
         }
     }
 
-    /// Guests that nobody has ended yet, and what they are for.
-    pub(crate) fn unasked(&self) -> impl Iterator<Item = (u64, Kind)> {
-        self.open.iter().filter(|(_, e)| e.asked.is_none()).map(|(id, e)| (*id, e.kind))
+    /// Guests that nobody has ended yet, what they are for, and whether they were seen to run.
+    pub(crate) fn unasked(&self) -> impl Iterator<Item = (u64, Kind, bool)> {
+        self.open.iter().filter(|(_, e)| e.asked.is_none()).map(|(id, e)| (*id, e.kind, e.phase == "running"))
     }
 
     /// Every guest that has not been seen to end.

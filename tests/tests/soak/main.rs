@@ -30,7 +30,7 @@ const CLIENTS: u64 = 3;
 /// Between two deeds.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks at the list.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a guest without end may go on.
 const ENDLESS: Duration = Duration::from_secs(3);
 /// Such guests at a time: each takes as much of a processor as it gets.
@@ -151,10 +151,11 @@ impl Soak {
         }
     }
 
-    /// Some of the guests that nobody has ended yet.
+    /// Some of the guests that nobody has ended yet: mostly of those that were seen to run, or hardly any would live to be asked something.
     fn some(&mut self, most: usize, wanted: impl Fn(Kind) -> bool) -> Vec<u64> {
-        let mut all: Vec<u64> =
-            self.ledger.unasked().filter(|(_, kind)| wanted(*kind)).map(|(id, _)| id).collect();
+        let young_too = self.random.percent(25);
+        let suits = |(_, kind, seen): &(u64, Kind, bool)| wanted(*kind) && (young_too || *seen);
+        let mut all: Vec<u64> = self.ledger.unasked().filter(suits).map(|(id, ..)| id).collect();
         let count = (1 + self.random.below(most)).min(all.len());
         (0..count).map(|_| all.swap_remove(self.random.below(all.len()))).collect()
     }

@@ -27,10 +27,6 @@ const HOST_ONLY: [(&str, &str); 3] = [
     ("beside", "has a thousand guests, too many for an emulated processor"),
     ("soak", "has some hundred guests that come and go, too many for an emulated processor"),
 ];
-/// Run by `cargo xtask soak` only.
-const SOAK: &str = "soak";
-const SOAK_REASON: &str = "suite `soak` is run by `cargo xtask soak` only: at times it finds guests that stay in `starting` after they were \
-                           killed during their start (docs/src/limits.md)";
 /// How long one test program may take, here or in QEMU.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Times that a program is run in QEMU while the emulated machine stops.
@@ -50,11 +46,6 @@ pub(super) fn host(context: &Context) -> Result<Totals> {
     images::build(workspace, &folder, None)?;
     let mut totals = Totals::default();
     for program in programs(workspace)? {
-        if program.name == SOAK {
-            terminal::note(SOAK_REASON);
-            totals += Totals::skipped();
-            continue;
-        }
         let mut command = Command::new(&program.path);
         command.current_dir(workspace.root.join("tests"));
         command.env("VMM", &vmm).env("IMAGES", &folder).env(BACK_END, "host");
