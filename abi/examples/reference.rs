@@ -246,7 +246,7 @@ fn address_space(out: &mut String) {
     let values = constants!(layout:
         PAGE_SIZE LARGE_PAGE_SIZE SUPERVISOR_BASE IDT GDT FAULT_STUBS FAULT_STUB_SIZE VECTORS SYSCALL_STUB
         TASK_STATES TASK_STATE_SIZE SUPERVISOR_END IMAGE_BASE PRIVATE_BASE REGISTERS CONTROL NET_RX NET_TX
-        BLOCK BOOT BOOT_SIZE FAULT_STACK FAULT_FRAME_SIZE DATA_BASE MAX_CORES MIN_MEMORY MAX_MEMORY
+        FAULT_STACK FAULT_FRAME_SIZE BLOCK BOOT BOOT_SIZE SMALL_BOOT DATA_BASE MAX_CORES MIN_MEMORY MAX_MEMORY
         DEFAULT_STACK MAX_STACK KERNEL_CODE KERNEL_DATA USER_DATA USER_CODE
     );
     let rows = source.constants("", &values);
@@ -361,7 +361,7 @@ fn virtual_registers(out: &mut String) {
         structure!(registers::Net:
             present features mac mtu ipv4 gateway4 dns4 prefix4 prefix6 reserved0 ipv6 gateway6
         ),
-        structure!(registers::Boot: argument_count environment_count size reserved),
+        structure!(registers::Boot: argument_count environment_count size offset),
         structure!(registers::Schedule: quantum_end look_ns immediate running cpu_ns),
         structure!(registers::Resources:
             memory_provisioned memory_allocated memory_resident cores_provisioned cores_allocated

@@ -7,14 +7,14 @@
 //! | `IMAGE_BASE ..` | text, then read-only data, shared by all guests of an image | r-x, r-- |
 //! | `.. memory_start` | nothing, a guard page at least | none |
 //! | `memory_start .. REGISTERS` | stack of core 0 | rw- |
-//! | `REGISTERS` | virtual registers | r-- |
+//! | `REGISTERS` | virtual registers, then arguments and environment if there is room | r-- |
 //! | `CONTROL` | control page: pending interrupts, upcalls | rw- |
-//! | `BOOT` | arguments and environment | r-- |
-//! | `NET_RX, NET_TX, BLOCK` | rings | rw- |
+//! | `NET_RX, NET_TX` | rings of the virtual ethernet | rw- |
 //! | `FAULT_STACK` | where the processor reports a fault | none |
+//! | `BLOCK` | ring of the block device (reserved) | none |
+//! | `BOOT` | arguments and environment that need more room | r-- |
 //! | `DATA_BASE ..` | data and bss | rw- |
 //! | `heap_start .. memory_end` | heap | rw- |
-//! | `memory_end ..` | page tables | none |
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;
@@ -48,29 +48,31 @@ pub const IMAGE_BASE: u64 = 0x21_0000;
 pub const PRIVATE_BASE: u64 = 0x1000_0000;
 
 /// Virtual registers (see [`crate::registers::Registers`]). Core 0's stack grows down from here, and its first page is the first of eight
-/// whose number is a multiple of eight: at a fault, KVM's shadow page tables map what follows in such a group too, up to a page that is not there.
-/// So one fault maps all that start-up touches: stack, registers, control page, arguments.
+/// whose number is a multiple of eight: at a fault, KVM's shadow page tables map such a group from its start on, up to a page that is not there.
+/// So one fault maps all that every guest touches whenever it runs: stack, registers, control page, rings. Data starts such a group, too.
 pub const REGISTERS: u64 = 0x2010_1000;
 /// Most bytes of core 0's stack.
 pub const MAX_STACK: u64 = REGISTERS - PRIVATE_BASE - PAGE_SIZE;
 /// Control page (see [`crate::control::CoreControl`]), one slot for each core.
 pub const CONTROL: u64 = REGISTERS + 0x1000;
-/// Boot arguments and environment, [`BOOT_SIZE`] bytes.
-pub const BOOT: u64 = REGISTERS + 0x2000;
-/// Bytes of boot arguments and environment, with a NUL behind each string.
-pub const BOOT_SIZE: u64 = 0x2000;
 /// Ring on which the guest receives frames.
-pub const NET_RX: u64 = REGISTERS + 0x4000;
+pub const NET_RX: u64 = REGISTERS + 0x2000;
 /// Ring on which the guest transmits frames.
-pub const NET_TX: u64 = REGISTERS + 0x6000;
-/// Ring of the block device (reserved).
-pub const BLOCK: u64 = REGISTERS + 0x8000;
+pub const NET_TX: u64 = REGISTERS + 0x4000;
 /// The page in which the processor stores the frame of a fault, [`FAULT_FRAME_SIZE`] bytes for each core.
-pub const FAULT_STACK: u64 = REGISTERS + 0xf000;
+pub const FAULT_STACK: u64 = REGISTERS + 0x6000;
 /// Bytes of the fault stack of one core.
 pub const FAULT_FRAME_SIZE: u64 = 64;
+/// Ring of the block device (reserved).
+pub const BLOCK: u64 = REGISTERS + 0x7000;
+/// Boot arguments and environment that do not fit [`SMALL_BOOT`], [`BOOT_SIZE`] bytes.
+pub const BOOT: u64 = REGISTERS + 0x9000;
+/// Most bytes of boot arguments and environment, with a NUL behind each string.
+pub const BOOT_SIZE: u64 = 0x2000;
+/// Boot arguments and environment up to the end of the registers' page: most guests have no more than that, and so no page for them.
+pub const SMALL_BOOT: u64 = REGISTERS + 0x800;
 /// Where an image's writable data starts.
-pub const DATA_BASE: u64 = REGISTERS + 0x1_0000;
+pub const DATA_BASE: u64 = REGISTERS + 0xf000;
 
 /// Most cores of one guest.
 pub const MAX_CORES: u32 = 64;
@@ -101,13 +103,11 @@ const _: () = {
     assert!(
         TASK_STATES + MAX_CORES as u64 * TASK_STATE_SIZE <= SUPERVISOR_END && SUPERVISOR_END <= IMAGE_BASE
     );
-    assert!(
-        BOOT + BOOT_SIZE <= NET_RX
-            && BLOCK + 2 * PAGE_SIZE <= FAULT_STACK
-            && FAULT_STACK + PAGE_SIZE == DATA_BASE
-    );
+    assert!(NET_TX + 2 * PAGE_SIZE <= FAULT_STACK && FAULT_STACK + PAGE_SIZE <= BLOCK);
+    assert!(BLOCK + 2 * PAGE_SIZE <= BOOT && BOOT + BOOT_SIZE <= DATA_BASE);
+    assert!((DATA_BASE / PAGE_SIZE).is_multiple_of(8));
     assert!(MAX_CORES as u64 * FAULT_FRAME_SIZE <= PAGE_SIZE);
     assert!(MAX_CORES as usize * size_of::<crate::control::CoreControl>() <= PAGE_SIZE as usize);
-    assert!(size_of::<crate::registers::Registers>() <= PAGE_SIZE as usize);
-    assert!(crate::ring::RING_SIZE <= NET_TX - NET_RX && crate::ring::RING_SIZE <= BLOCK - NET_TX);
+    assert!(size_of::<crate::registers::Registers>() <= (SMALL_BOOT - REGISTERS) as usize);
+    assert!(crate::ring::RING_SIZE <= NET_TX - NET_RX && crate::ring::RING_SIZE <= FAULT_STACK - NET_TX);
 };

@@ -105,7 +105,8 @@ pub struct Net {
     pub gateway6: [u8; 16],
 }
 
-/// What stands at [`crate::layout::BOOT`]: `argument_count` strings, then `environment_count` strings `NAME=value`, each with a closing NUL.
+/// Arguments and environment: `argument_count` strings, then `environment_count` strings `NAME=value`, each with a closing NUL. They stand at
+/// [`crate::layout::SMALL_BOOT`], or at [`crate::layout::BOOT`] if they need more room.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Boot {
@@ -115,8 +116,8 @@ pub struct Boot {
     pub environment_count: u32,
     /// Bytes of all of them.
     pub size: u32,
-    /// Not used; 0.
-    pub reserved: u32,
+    /// Bytes from [`crate::layout::REGISTERS`] to the first of them.
+    pub offset: u32,
 }
 
 /// Scheduling, changed by the VMM while the guest runs.

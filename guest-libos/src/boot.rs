@@ -1,4 +1,4 @@
-//! Arguments and environment, as the VMM put them into the boot pages.
+//! Arguments and environment, as the VMM put them behind the registers or into the boot pages.
 
 use crate::registers;
 
@@ -10,9 +10,10 @@ fn strings() -> impl Iterator<Item = &'static [u8]> {
         &[]
     } else {
         #[cfg(not(test))]
-        // SAFETY: the VMM maps `BOOT_SIZE` bytes there, read-only and unchanged for the guest's whole life.
+        // SAFETY: the VMM maps so many bytes there, read-only and unchanged for the guest's whole life.
         unsafe {
-            core::slice::from_raw_parts(foraker_abi::layout::BOOT as *const u8, size)
+            let start = foraker_abi::layout::REGISTERS + u64::from(boot.offset);
+            core::slice::from_raw_parts(start as *const u8, size)
         }
         #[cfg(test)]
         crate::testing::boot_bytes()

@@ -4,7 +4,7 @@
 pub(crate) type Mac = [u8; 6];
 
 /// The addresses of a TCP connection as this guest sees them. IPv4 addresses stand in their IPv6-mapped form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FlowKey {
     pub(crate) remote: [u8; 16],
     pub(crate) local: [u8; 16],

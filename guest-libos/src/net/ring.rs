@@ -106,9 +106,10 @@ impl Ring {
     }
 }
 
-/// Page-aligned memory for buffers, never given back. Not touched here.
+/// Page-aligned memory for buffers, never given back. Not touched here. Much of it is aligned to eight pages, which the host maps together.
 fn buffers(bytes: usize) -> Option<*mut u8> {
-    let layout = Layout::from_size_align(bytes.max(1), 4096).ok()?;
+    let layout =
+        Layout::from_size_align(bytes.max(1), if bytes < 256 << 10 { 4096 } else { 32 << 10 }).ok()?;
     // SAFETY: the size is not 0.
     let memory = unsafe { alloc(layout) };
     (!memory.is_null()).then_some(memory)

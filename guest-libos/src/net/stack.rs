@@ -37,8 +37,12 @@ const BURST: usize = 32;
 const HANDSHAKE: Duration = Duration::from_secs(15);
 /// How long a connection that the program gave up may wait for the other side.
 const LINGER: Duration = Duration::from_secs(30);
-/// Most connections kept in TIME-WAIT. The oldest go first: what comes late for them is answered by a reset.
+/// Most connections kept in TIME-WAIT. The oldest go first: what comes late for them is answered by a reset. None is kept whose other side is on
+/// the link, which is the host or a neighbour: nothing comes late from there.
 const TIME_WAIT: usize = 512;
+/// Connections that are gone whose memory is kept for others. The one that went last is the next one's, so that a quiet server touches the same few
+/// pages for each.
+const KEPT_FLOWS: usize = 16;
 
 /// A connection.
 pub(crate) struct Flow {
@@ -61,6 +65,34 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Nobody's connection so far.
+    fn new(buffers: Buffers) -> Flow {
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(new_socket(buffers));
+        Flow {
+            sockets,
+            handle,
+            key: FlowKey::default(),
+            mac: Mac::default(),
+            timer: Key::default(),
+            dirty: false,
+            indexed: false,
+            orphan: false,
+            listener: None,
+            queued: false,
+            time_wait: false,
+        }
+    }
+
+    /// Nobody's again: what else there is of its connection goes when the socket opens.
+    fn clear(&mut self) {
+        (self.dirty, self.orphan, self.queued, self.time_wait, self.listener) =
+            (false, false, false, false, None);
+        let socket = self.socket();
+        socket.abort();
+        as_new(socket);
+    }
+
     #[inline]
     pub(crate) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.handle)
@@ -90,6 +122,9 @@ pub(crate) struct Stack {
     pub(crate) device: Device,
     receiver: Receiver,
     flows: Slab<Box<Flow>>,
+    /// Without a place in `flows`, for what comes next.
+    #[expect(clippy::vec_box, reason = "they stay where they are when they go to `flows` and back")]
+    kept: Vec<Box<Flow>>,
     index: HashTable<u32>,
     seed: u64,
     dirty: Vec<u32>,
@@ -171,6 +206,7 @@ impl Stack {
             device,
             receiver: parts.receiver,
             flows: Slab::new(),
+            kept: Vec::new(),
             index: HashTable::new(),
             seed: parts.seed,
             dirty: Vec::new(),
@@ -362,40 +398,44 @@ impl Stack {
         if !self.interface.has_ip_addr(IpAddress::from(unmapped(key.local))) {
             return Err(Refusal::Silently);
         }
-        let mut socket = new_socket(listener.buffers);
-        socket.set_timeout(Some(HANDSHAKE));
-        if socket.listen(key.local_port).is_err() {
-            return Err(Refusal::Reset);
-        }
+        let buffers = listener.buffers;
         listener.pending += 1;
-        let id = self.insert(socket, *key, packet.source);
-        self.flows[id].listener = Some(key.local_port);
-        Ok(id)
+        let mut flow = self.take_flow(buffers);
+        flow.listener = Some(key.local_port);
+        let socket = flow.socket();
+        socket.set_timeout(Some(HANDSHAKE));
+        // Cannot fail: the port is not 0, and the socket is closed.
+        let _ = socket.listen(key.local_port);
+        Ok(self.insert(flow, *key, packet.source))
+    }
+
+    /// A connection without a partner: one that is kept, or a new one.
+    fn take_flow(&mut self, buffers: Buffers) -> Box<Flow> {
+        let suits = |flow: &mut Box<Flow>| {
+            let socket = flow.socket();
+            socket.recv_capacity() == buffers.receive && socket.send_capacity() == buffers.send
+        };
+        let kept = self.kept.iter_mut().rposition(suits).map(|at| self.kept.swap_remove(at));
+        kept.unwrap_or_else(|| Box::new(Flow::new(buffers)))
+    }
+
+    /// Keeps the memory of a connection that is gone, unless there is enough of it.
+    fn keep_flow(&mut self, mut flow: Box<Flow>) {
+        if self.kept.len() < KEPT_FLOWS {
+            flow.clear();
+            self.kept.push(flow);
+        }
     }
 
     /// Puts a connection into the tables.
-    fn insert(&mut self, mut socket: tcp::Socket<'static>, key: FlowKey, mac: Mac) -> usize {
-        if !self.device.neighbors.addresses().is_on_link(unmapped(key.remote)) {
+    fn insert(&mut self, mut flow: Box<Flow>, key: FlowKey, mac: Mac) -> usize {
+        if !self.is_on_link(&key) {
             // Beyond the link there are others who want their share. On it, the switch loses nothing.
-            socket.set_congestion_control(tcp::CongestionControl::Reno);
+            flow.socket().set_congestion_control(tcp::CongestionControl::Reno);
         }
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
         let timer = self.timers.insert(0);
-        let flow = Flow {
-            sockets,
-            handle,
-            key,
-            mac,
-            timer,
-            dirty: false,
-            indexed: true,
-            orphan: false,
-            listener: None,
-            queued: false,
-            time_wait: false,
-        };
-        let id = self.flows.insert(Box::new(flow));
+        (flow.key, flow.mac, flow.timer, flow.indexed) = (key, mac, timer, true);
+        let id = self.flows.insert(flow);
         *self.timers.value_mut(timer) = id as u32;
         let (flows, seed) = (&self.flows, self.seed);
         let hash = hash(seed, &key);
@@ -451,6 +491,11 @@ impl Stack {
         }
     }
 
+    /// Whether the other side is on the link.
+    fn is_on_link(&self, key: &FlowKey) -> bool {
+        self.device.neighbors.addresses().is_on_link(unmapped(key.remote))
+    }
+
     /// Forgets a connection.
     fn remove(&mut self, id: usize) {
         self.unindex(id);
@@ -463,6 +508,7 @@ impl Stack {
         if flow.time_wait {
             self.time_wait.retain(|&waiting| waiting as usize != id);
         }
+        self.keep_flow(flow);
     }
 
     /// Takes a connection out of the index: what comes for its addresses is for a new one.
@@ -558,6 +604,13 @@ impl Stack {
                 Some(at) => {
                     self.timers.set(flow.timer, nanos(at));
                     self.finish_flow(id);
+                    // Its last acknowledgement is sent.
+                    if let Some(flow) = self.flows.get(id)
+                        && flow.time_wait
+                        && self.is_on_link(&flow.key)
+                    {
+                        self.remove(id);
+                    }
                     return;
                 }
                 None => {
@@ -721,12 +774,13 @@ impl Stack {
             let key = FlowKey { local_port: port, ..key };
             stack.find(&key).is_none() && !stack.listeners.contains_key(&port)
         })?;
-        let mut socket = new_socket(buffers);
+        let mut flow = self.take_flow(buffers);
+        let socket = flow.socket();
         socket.set_timeout(Some(HANDSHAKE));
         let endpoint = (IpAddress::from(remote), port);
         let local_endpoint = (IpAddress::from(local), key.local_port);
         socket.connect(self.interface.context(), endpoint, local_endpoint).map_err(|_| Error::Unreachable)?;
-        let id = self.insert(socket, key, mac);
+        let id = self.insert(flow, key, mac);
         self.mark(id);
         Ok(id)
     }
@@ -811,12 +865,20 @@ fn new_socket(buffers: Buffers) -> tcp::Socket<'static> {
     let receive = tcp::SocketBuffer::new(crate::heap::buffer(buffers.receive));
     let send = tcp::SocketBuffer::new(crate::heap::buffer(buffers.send));
     let mut socket = tcp::Socket::new(receive, send);
+    as_new(&mut socket);
+    socket
+}
+
+/// Sets all that a program may have set otherwise.
+fn as_new(socket: &mut tcp::Socket<'static>) {
     // What tasks write in one round leaves together anyway.
     socket.set_nagle_enabled(false);
     // Likewise acknowledgements: they wait for the end of the round, and ride on what the task answered. A timer on top
     // would hold up a sender whose window is small still.
     socket.set_ack_delay(None);
-    socket
+    socket.set_keep_alive(None);
+    socket.set_timeout(None);
+    socket.set_congestion_control(tcp::CongestionControl::None);
 }
 
 fn source_address(ip: &[u8]) -> Option<IpAddr> {

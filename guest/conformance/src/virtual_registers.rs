@@ -85,8 +85,15 @@ fn boot(report: &mut Report) {
     let b = &registers().boot;
     report.check("boot.arguments", b.argument_count >= 1, format_args!("{}", b.argument_count));
     report.check("boot.size", u64::from(b.size) <= layout::BOOT_SIZE, format_args!("{}", b.size));
-    // SAFETY: the boot pages are mapped, read-only, for the guest's whole life.
-    let bytes = unsafe { core::slice::from_raw_parts(layout::BOOT as *const u8, layout::BOOT_SIZE as usize) };
+    let small = layout::CONTROL - layout::SMALL_BOOT;
+    let (start, room) = if u64::from(b.size) <= small {
+        (layout::SMALL_BOOT, small)
+    } else {
+        (layout::BOOT, layout::BOOT_SIZE)
+    };
+    report.equal("boot.offset", u64::from(b.offset), start - layout::REGISTERS);
+    // SAFETY: both places are mapped, read-only, for the guest's whole life.
+    let bytes = unsafe { core::slice::from_raw_parts(start as *const u8, room as usize) };
     let used = (b.size as usize).min(bytes.len());
     let strings = bytes[..used].iter().filter(|&&byte| byte == 0).count();
     report.equal("boot.strings", strings, (b.argument_count + b.environment_count) as usize);

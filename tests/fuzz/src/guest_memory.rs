@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, NET_RX,
-    PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, MAX_CORES, PAGE_SIZE,
+    PRIVATE_BASE, REGISTERS, SMALL_BOOT, SUPERVISOR_BASE,
 };
 use foraker_abi::note;
 use foraker_image::{Image, Rights, Segment};
-use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Plan, Shared, Template};
+use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Plan, Template};
 
 use crate::program::Program;
 
@@ -83,7 +83,6 @@ fn image() -> Image {
 struct Cell {
     arena: Arc<Arena>,
     image: Image,
-    shared: Arc<Shared>,
     /// Of the ranges around the guest.
     fence: Arc<Template>,
     before: foraker_memory::arena::Range,
@@ -92,11 +91,10 @@ struct Cell {
 thread_local! {
     static CELL: Cell = {
         let (arena, image) = (Arena::new(ARENA).expect("address space"), image());
-        let shared = Arc::new(Shared::new(&image).expect("memory"));
-        let fence = Arc::new(Template::of_image(&image, &shared, FENCE, Pages::Small).expect("enough"));
+        let fence = Arc::new(Template::of_image(&image, FENCE, Pages::Small).expect("enough"));
         let before = arena.allocate(&fence).expect("room");
         fill(before.as_ptr(), FENCE, PATTERN);
-        Cell { arena, image, shared, fence, before }
+        Cell { arena, image, fence, before }
     };
 }
 
@@ -122,7 +120,7 @@ pub fn run(data: &[u8]) {
 impl Cell {
     fn run(&self, memory: u64, program: &mut Program<'_>) {
         let free = self.arena.available();
-        let template = match Template::of_image(&self.image, &self.shared, memory, Pages::Small) {
+        let template = match Template::of_image(&self.image, memory, Pages::Small) {
             Ok(template) => Arc::new(template),
             Err(MemoryError::TooLittle { needed, .. }) => {
                 assert!(needed > memory & !(PAGE_SIZE - 1));
@@ -137,7 +135,8 @@ impl Cell {
         let behind = self.arena.allocate(&self.fence).expect("room");
         fill(behind.as_ptr(), FENCE, PATTERN);
 
-        let shared = bytes(self.shared.as_ptr(), self.shared.size() as u64);
+        let part = template.shared();
+        let shared = bytes(part.as_ptr(), part.size() as u64);
         let mut model = Model::new(&guest, &shared, size);
         let fresh = model.private.clone();
         model.stage_fault(&guest);
@@ -147,7 +146,7 @@ impl Cell {
             }
         }
         assert!(bytes(model.host, size) == model.private, "the guest's memory is not what it should be");
-        assert!(bytes(self.shared.as_ptr(), self.shared.size() as u64) == shared, "the shared part changed");
+        assert!(bytes(part.as_ptr(), part.size() as u64) == shared, "the shared part changed");
         for fence in [&self.before, &behind] {
             assert!(bytes(fence.as_ptr(), FENCE) == [PATTERN; FENCE as usize], "a neighbour changed");
         }
@@ -166,8 +165,8 @@ struct Model {
     host: *mut u8,
     private: Vec<u8>,
     shared: Vec<u8>,
-    readable: [Range<u64>; 3],
-    writable: [Range<u64>; 4],
+    readable: [Range<u64>; 4],
+    writable: [Range<u64>; 3],
     start: u64,
     heap_end: u64,
 }
@@ -183,12 +182,12 @@ impl Model {
             readable: [
                 IMAGE_BASE..plan.shared_end,
                 plan.memory_start..FAULT_STACK,
+                BOOT..BOOT + BOOT_SIZE,
                 DATA_BASE..plan.memory_end,
             ],
             writable: [
                 plan.memory_start..REGISTERS,
-                CONTROL..BOOT,
-                NET_RX..BLOCK,
+                CONTROL..FAULT_STACK,
                 DATA_BASE..plan.memory_end,
             ],
             start: plan.memory_start,
@@ -294,10 +293,13 @@ impl Model {
                     expected.push(0);
                 }
                 match guest.write_boot(strings.iter().map(String::as_str)) {
-                    Ok(size) => {
+                    Ok((size, offset)) => {
                         assert_eq!(size as usize, expected.len());
                         assert!(expected.len() as u64 <= BOOT_SIZE);
-                        self.put(BOOT, &expected);
+                        let place = REGISTERS + u64::from(offset);
+                        let room = if place == BOOT { BOOT_SIZE } else { CONTROL - place };
+                        assert!([SMALL_BOOT, BOOT].contains(&place) && u64::from(size) <= room);
+                        self.put(place, &expected);
                     }
                     Err(_) => assert!(expected.len() as u64 > BOOT_SIZE),
                 }

@@ -3,7 +3,7 @@
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
-    LARGE_PAGE_SIZE, MAX_MEMORY, MAX_STACK, NET_RX, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
+    LARGE_PAGE_SIZE, MAX_MEMORY, MAX_STACK, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
     SUPERVISOR_END, TASK_STATES,
 };
 use foraker_image::{Image, Rights};
@@ -81,10 +81,9 @@ fn expected(image: &Image, plan: &Plan, page: u64) -> Option<Page> {
         }
         _ if page >= stack_bottom && page < REGISTERS => Some(user(Rights::Write)),
         REGISTERS..CONTROL => Some(user(Rights::Read)),
-        CONTROL..BOOT => Some(user(Rights::Write)),
+        CONTROL..FAULT_STACK => Some(user(Rights::Write)),
+        FAULT_STACK..BLOCK => Some(supervisor(true, false)),
         BOOT.. if page < BOOT + BOOT_SIZE => Some(user(Rights::Read)),
-        NET_RX..BLOCK => Some(user(Rights::Write)),
-        FAULT_STACK..DATA_BASE => Some(supervisor(true, false)),
         _ if segment.is_some() => segment.map(|s| user(s.rights)),
         _ if page >= heap && page < plan.memory_end => Some(user(Rights::Write)),
         _ => None,
@@ -173,12 +172,13 @@ fn check_plan(image: &Image, plan: &Plan, memory: u64) {
     assert_eq!(plan.memory_size, memory & !(PAGE_SIZE - 1));
     assert!(PRIVATE_BASE < plan.memory_start && plan.memory_start < REGISTERS);
     assert!(
-        image.data_end() <= plan.heap_start && plan.heap_start <= plan.memory_end && plan.memory_end < end
+        image.data_end() <= plan.heap_start && plan.heap_start <= plan.memory_end && plan.memory_end <= end
     );
-    assert_eq!(plan.memory_end + plan.tables_size(), end);
+    let shared = plan.tables.end == SUPERVISOR_BASE && plan.tables.start >= PAGE_SIZE;
+    assert!(if shared { plan.memory_end == end } else { plan.tables == (plan.memory_end..end) });
 
-    let words = usize::try_from(plan.tables_size() / 8).expect("small");
-    let mut area = Area { start: plan.memory_end, words: vec![0; words] };
+    let words = usize::try_from((plan.tables.end - plan.tables.start) / 8).expect("small");
+    let mut area = Area { start: plan.tables.start, words: vec![0; words] };
     let root = tables::build(plan, &mut area);
     let mut walk = Walk { area: &area, visited: Vec::new(), leaves: Vec::new() };
     walk.table(root, 3, 0, Page { user: true, write: true, execute: true });

@@ -158,11 +158,10 @@ pub struct NetworkSpec {
 /// Captured templates of an image: few, so that a look through them is cheap.
 type CapturedByKey = Vec<(Key, Arc<Captured>)>;
 
-/// An image with its shared part in memory.
+/// An image that was read.
 #[derive(Debug)]
 pub struct LoadedImage {
     image: Image,
-    shared: Arc<foraker_memory::Shared>,
     /// Its templates, by memory and pages.
     templates: Mutex<Vec<Arc<Template>>>,
     /// Where its guests stood when they were ready.
@@ -175,12 +174,11 @@ impl LoadedImage {
     /// # Errors
     /// The file cannot be read or is not an image, or the host has no memory.
     pub fn open(path: &Path) -> Result<Arc<LoadedImage>, CellError> {
-        LoadedImage::of(Image::open(path)?)
+        Ok(LoadedImage::of(Image::open(path)?))
     }
 
-    fn of(image: Image) -> Result<Arc<LoadedImage>, CellError> {
-        let shared = Arc::new(foraker_memory::Shared::new(&image)?);
-        Ok(Arc::new(LoadedImage { image, shared, templates: Mutex::default(), captured: Mutex::default() }))
+    fn of(image: Image) -> Arc<LoadedImage> {
+        Arc::new(LoadedImage { image, templates: Mutex::default(), captured: Mutex::default() })
     }
 
     /// Where guests of this kind start, if one was captured.
@@ -210,18 +208,18 @@ impl LoadedImage {
         if let Some(template) = templates.iter().find(suits) {
             return Ok(Arc::clone(template));
         }
-        let template = Arc::new(Template::of_image(&self.image, &self.shared, memory, pages)?);
-        if templates.len() < MOST_TEMPLATES {
-            templates.push(Arc::clone(&template));
+        let template = Arc::new(Template::of_image(&self.image, memory, pages)?);
+        if templates.len() >= MOST_TEMPLATES {
+            // The oldest: its guests keep it as long as they need it.
+            templates.remove(0);
         }
+        templates.push(Arc::clone(&template));
         Ok(template)
     }
 
     /// An image of a few instructions that ends with status 42: shows that guests run.
-    ///
-    /// # Errors
-    /// The host has no memory.
-    pub fn smallest() -> Result<Arc<LoadedImage>, CellError> {
+    #[must_use]
+    pub fn smallest() -> Arc<LoadedImage> {
         // mov edi, 42; mov eax, TERMINATE; out PORT, al
         let code =
             [0xbf, 42, 0, 0, 0, 0xb8, hypercall::TERMINATE.to_le_bytes()[0], 0, 0, 0, 0xe6, hypercall::PORT];
@@ -229,10 +227,8 @@ impl LoadedImage {
     }
 
     /// An image of a page of instructions, at most.
-    ///
-    /// # Errors
-    /// The host has no memory.
-    pub fn of_code(code: &[u8]) -> Result<Arc<LoadedImage>, CellError> {
+    #[must_use]
+    pub fn of_code(code: &[u8]) -> Arc<LoadedImage> {
         let text = foraker_image::Segment {
             address: layout::IMAGE_BASE,
             size: layout::PAGE_SIZE,
@@ -495,7 +491,7 @@ impl Cell {
                 .map_err(os("cannot start a worker"))?;
             cell.threads.push(thread);
         }
-        if config.spare_machines > 0 {
+        if cell.shared.machines.needs_filling() {
             let shared = Arc::clone(&cell.shared);
             let thread = std::thread::Builder::new()
                 .name("machines".to_owned())
@@ -658,7 +654,7 @@ impl Cell {
             return Err(CellError::Setting("an argument holds a NUL character".to_owned()));
         }
         let strings = std::iter::once(&spec.name).chain(&spec.arguments).chain(&spec.environment);
-        let size = memory.write_boot(strings.map(String::as_str))?;
+        let (size, offset) = memory.write_boot(strings.map(String::as_str))?;
         let mut random = [0u8; 40];
         // SAFETY: the buffer is valid for the call. So few bytes come whole once the host has any randomness.
         let got = unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };
@@ -693,7 +689,7 @@ impl Cell {
             argument_count: 1 + count(spec.arguments.len()),
             environment_count: count(spec.environment.len()),
             size,
-            reserved: 0,
+            offset,
         };
         r.schedule.immediate.store(u32::from(spec.immediate), Ordering::Relaxed);
         r.resources.memory_provisioned.store(plan.memory_size, Ordering::Relaxed);

@@ -4,7 +4,8 @@
 //! further cores is not kept, because a virtual CPU cannot be taken away from it; nor one that has not ended in order.
 //!
 //! A cell may have fewer machines than guests. A guest that rests can do without: its core's state is saved, its machine goes to another, and it is
-//! *warm* until somebody wakes it. Who gives up its machine is [`foraker_policy::holders`]' to say.
+//! *warm* until somebody wakes it. Who gives up its machine is [`foraker_policy::holders`]' to say. Taking a machine away costs the kernel half a
+//! millisecond, so that some are taken ahead of need, too: the pool's thread keeps them ready, within the same bound.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,6 +18,8 @@ use crate::guest::Guest;
 
 /// The pool is filled up only after so long without a start: while guests start in a row, making machines for later takes time from them.
 const QUIET: Duration = Duration::from_millis(10);
+/// When to look again for a machine that could be taken away, after all were busy.
+const BUSY: Duration = Duration::from_millis(50);
 
 /// Machines that no guest has, each with its core 0.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub(crate) struct Machines {
     host: Arc<Host>,
     pool: Mutex<Pool>,
     changed: Condvar,
-    /// Made ahead.
+    /// Made or taken away ahead.
     spare: usize,
     /// Most that are kept without a guest.
     most: usize,
@@ -52,8 +55,9 @@ impl Machines {
             host,
             pool: Mutex::new(pool),
             changed: Condvar::new(),
-            spare,
-            most: most.max(spare),
+            // With few machines for all, the last one is nobody's reserve.
+            spare: limit.map_or(spare, |limit| spare.min(limit / 4)),
+            most: limit.map_or(most.max(spare), |limit| spare.min(limit)),
             limit: limit.unwrap_or(usize::MAX),
             holders: Mutex::default(),
             reused: AtomicU64::new(0),
@@ -74,45 +78,47 @@ impl Machines {
         let mut pool = self.lock();
         pool.taken = Instant::now();
         let core = pool.ready.pop();
-        if pool.ready.len() < self.spare {
+        // Not for each: whoever is woken takes time from the guest that starts.
+        if pool.ready.len() <= self.spare / 2 && self.spare > 0 {
             self.changed.notify_one();
         }
         core
     }
 
-    /// A machine for a guest: that of one which rests once guests have as many as they may, else one that waits. None when a new one is to be made.
+    /// A machine for a guest: one that waits, else, once guests have as many as they may, that of one which rests. None when a new one is to be made.
     pub(crate) fn obtain(&self) -> Option<Core> {
-        let shared = (self.limit < usize::MAX).then(|| self.take_away(self.limit.saturating_sub(1)));
-        shared.flatten().or_else(|| self.take())
+        self.take().or_else(|| self.take_away(self.limit.saturating_sub(1)))
     }
 
     /// A guest has a machine from now on, and may have to do without it later.
     pub(crate) fn hold(&self, guest: &Arc<Guest>) {
-        if self.limit < usize::MAX && guest.cores.len() == 1 {
+        if self.is_limited() && guest.cores.len() == 1 {
             self.holders().add(Arc::downgrade(guest));
+            if self.surplus(&self.lock()) {
+                self.changed.notify_one();
+            }
         }
+    }
+
+    /// Whether guests may have to do without machines.
+    fn is_limited(&self) -> bool {
+        self.limit < usize::MAX
+    }
+
+    /// Whether there are more machines than there may be: some guests could not do without theirs when others came.
+    fn surplus(&self, pool: &Pool) -> bool {
+        self.is_limited() && self.holders().len() + pool.ready.len() > self.limit
     }
 
     fn holders(&self) -> MutexGuard<'_, Holders<Weak<Guest>>> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a machine away if guests have more than they may: some could not do without theirs when others came. Returns whether there may be
-    /// another one to take.
-    pub(crate) fn trim(&self) -> bool {
-        if self.limit == usize::MAX {
-            return false;
-        }
-        let Some(core) = self.take_away(self.limit) else { return false };
-        let mut pool = self.lock();
-        if pool.ready.len() < self.spare {
-            pool.ready.push(core);
-        }
-        true
-    }
-
     /// Takes the machine of a guest that rests, if more than so many have one.
     fn take_away(&self, unless: usize) -> Option<Core> {
+        if !self.is_limited() {
+            return None;
+        }
         let mut core = None;
         let mut holders = self.holders();
         if holders.len() <= unless {
@@ -171,14 +177,26 @@ impl Machines {
     pub(crate) fn keep_filling(&self) {
         let mut pool = self.lock();
         while !pool.stopping {
-            if pool.ready.len() >= self.spare {
+            let surplus = self.surplus(&pool);
+            if pool.ready.len() >= self.spare && !surplus {
                 pool = self.changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if surplus || self.is_limited() && self.holders().len() + pool.ready.len() >= self.limit {
+                drop(pool);
+                let core = self.take_away(self.limit.saturating_sub(self.spare));
+                pool = self.lock();
+                match core {
+                    Some(core) if pool.ready.len() < self.spare => pool.ready.push(core),
+                    Some(_) => {}
+                    // All are busy.
+                    None => pool = self.rest(pool, BUSY),
+                }
                 continue;
             }
             let since = pool.taken.elapsed();
             if since < QUIET {
-                let wait = self.changed.wait_timeout(pool, QUIET - since);
-                pool = wait.unwrap_or_else(PoisonError::into_inner).0;
+                pool = self.rest(pool, QUIET - since);
                 continue;
             }
             drop(pool);
@@ -188,11 +206,19 @@ impl Machines {
                 Ok(core) => pool.ready.push(core),
                 Err(e) => {
                     log::warn!("no machine can be made ahead: {e}");
-                    let wait = self.changed.wait_timeout(pool, Duration::from_secs(1));
-                    pool = wait.unwrap_or_else(PoisonError::into_inner).0;
+                    pool = self.rest(pool, Duration::from_secs(1));
                 }
             }
         }
+    }
+
+    fn rest<'a>(&self, pool: MutexGuard<'a, Pool>, most: Duration) -> MutexGuard<'a, Pool> {
+        self.changed.wait_timeout(pool, most).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Whether somebody must fill the pool.
+    pub(crate) fn needs_filling(&self) -> bool {
+        self.spare > 0 || self.is_limited()
     }
 
     /// Ends [`Self::keep_filling`].

@@ -266,9 +266,6 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
-        if self.cell.machines.trim() {
-            return;
-        }
         let mine = self.mine();
         let since = Instant::now();
         while mine.expects() && since.elapsed() < EXPECT {

@@ -178,7 +178,7 @@ fn until(mut done: impl FnMut() -> bool) {
 
 /// Runs a guest of these instructions to its end.
 fn run(cell: &Cell, parts: &[Vec<u8>]) -> u64 {
-    let image = LoadedImage::of_code(&parts.concat()).unwrap();
+    let image = LoadedImage::of_code(&parts.concat());
     let guest: Arc<Guest> =
         cell.start(&GuestSpec { memory: 1 << 20, ..GuestSpec::new(image, "guest") }).unwrap();
     until(|| guest.has_ended());

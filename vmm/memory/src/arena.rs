@@ -441,7 +441,6 @@ impl Drop for Range {
 mod tests {
     use super::*;
     use crate::guest::Pages;
-    use crate::shared::Shared;
     use foraker_abi::layout::{DATA_BASE, IMAGE_BASE};
     use foraker_abi::note;
     use foraker_image::{Image, Rights, Segment};
@@ -463,8 +462,7 @@ mod tests {
             ],
             path: None,
         };
-        let shared = Arc::new(Shared::new(&image).unwrap());
-        Arc::new(Template::of_image(&image, &shared, memory, pages).unwrap())
+        Arc::new(Template::of_image(&image, memory, pages).unwrap())
     }
 
     fn read(range: &Range, address: u64) -> [u8; 4] {

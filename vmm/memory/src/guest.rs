@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use foraker_abi::control::CoreControl;
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, LARGE_PAGE_SIZE,
-    MAX_CORES, NET_RX, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
+    BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_FRAME_SIZE, FAULT_STACK, IMAGE_BASE, LARGE_PAGE_SIZE,
+    MAX_CORES, PAGE_SIZE, REGISTERS, SMALL_BOOT, SUPERVISOR_BASE,
 };
 use foraker_abi::registers::Registers;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -71,12 +71,12 @@ impl GuestMemory {
         let readable = [
             image_part.region(IMAGE_BASE, plan.shared_end)?,
             area.region(plan.memory_start, FAULT_STACK)?,
+            area.region(BOOT, BOOT + BOOT_SIZE)?,
             area.region(DATA_BASE, plan.memory_end)?,
         ];
         let writable = [
             area.region(plan.memory_start, STACK_TOP)?,
-            area.region(CONTROL, BOOT)?,
-            area.region(NET_RX, BLOCK)?,
+            area.region(CONTROL, FAULT_STACK)?,
             area.region(DATA_BASE, plan.memory_end)?,
         ];
         let collect = |regions: Vec<GuestRegionMmap>| {
@@ -123,11 +123,7 @@ impl GuestMemory {
     #[must_use]
     pub fn slots(&self) -> [Slot; 2] {
         [
-            Slot {
-                address: SUPERVISOR_BASE,
-                size: self.template.shared().size() as u64,
-                host: self.template.shared().for_guests(),
-            },
+            self.template.shared().slot(),
             Slot { address: self.plan.memory_start, size: self.plan.memory_size, host: self.range.as_ptr() },
         ]
     }
@@ -176,11 +172,12 @@ impl GuestMemory {
         unsafe { &*slot }
     }
 
-    /// Writes the arguments and the environment, each with a closing NUL. Strings hold no NUL themselves.
+    /// Writes the arguments and the environment, each with a closing NUL. Strings hold no NUL themselves. Returns how many bytes they are, and
+    /// how far from the registers they start.
     ///
     /// # Errors
     /// They do not fit the boot pages.
-    pub fn write_boot<'a>(&self, strings: impl Iterator<Item = &'a str>) -> Result<u32, MemoryError> {
+    pub fn write_boot<'a>(&self, strings: impl Iterator<Item = &'a str>) -> Result<(u32, u32), MemoryError> {
         let mut bytes = Vec::new();
         for s in strings {
             bytes.extend_from_slice(s.as_bytes());
@@ -189,10 +186,12 @@ impl GuestMemory {
         if bytes.len() as u64 > BOOT_SIZE {
             return Err(MemoryError::Boot(bytes.len()));
         }
-        let size = u32::try_from(bytes.len()).map_err(|_| MemoryError::Boot(bytes.len()))?;
-        // SAFETY: the boot pages lie in the private range, `BOOT_SIZE` bytes of it, and the guest cannot write them.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.private(BOOT), bytes.len()) };
-        Ok(size)
+        let number = |n: u64| u32::try_from(n).map_err(|_| MemoryError::Boot(bytes.len()));
+        let size = bytes.len() as u64;
+        let place = if size <= CONTROL - SMALL_BOOT { SMALL_BOOT } else { BOOT };
+        // SAFETY: both places lie in the private range, with so much room, and the guest cannot write them.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.private(place), bytes.len()) };
+        Ok((number(size)?, number(place - REGISTERS)?))
     }
 
     /// The words that the processor stored at `stack_pointer` when it entered a fault stub of `core`; `None` when that
@@ -291,4 +290,4 @@ pub fn raise(control: &CoreControl, bits: u64) -> bool {
     pending.fetch_or(bits, Ordering::SeqCst) & bits == 0
 }
 
-const _: () = assert!(BOOT + BOOT_SIZE <= NET_RX && IMAGE_BASE > SUPERVISOR_BASE);
+const _: () = assert!(IMAGE_BASE > SUPERVISOR_BASE);

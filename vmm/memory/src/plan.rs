@@ -1,9 +1,8 @@
 //! Where everything lies in one guest's address space. Pure.
 
 use foraker_abi::layout::{
-    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, LARGE_PAGE_SIZE,
-    MAX_MEMORY, MAX_STACK, MIN_MEMORY, NET_RX, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END,
-    TASK_STATES,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, LARGE_PAGE_SIZE, MAX_MEMORY,
+    MAX_STACK, MIN_MEMORY, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END, TASK_STATES,
 };
 use foraker_image::{Image, Rights};
 
@@ -22,6 +21,9 @@ pub enum Access {
     User(Rights),
 }
 
+/// Most bytes of page tables that are shared: what there is below the supervisor pages, but for page 0.
+const SHARED_TABLES: u64 = SUPERVISOR_BASE - PAGE_SIZE;
+
 /// Top of core 0's stack.
 pub const STACK_TOP: u64 = REGISTERS;
 
@@ -30,14 +32,18 @@ pub const STACK_TOP: u64 = REGISTERS;
 pub struct Plan {
     /// First byte of the guest's own memory, which is the lowest of core 0's stack; the page below is the guard.
     pub memory_start: u64,
-    /// Bytes of the guest's own memory, page tables included.
+    /// Bytes of the guest's own memory.
     pub memory_size: u64,
     /// End of the shared part.
     pub shared_end: u64,
     /// First byte of the heap.
     pub heap_start: u64,
-    /// End of the heap; page tables from here on.
+    /// End of the heap.
     pub memory_end: u64,
+    /// Where the page tables lie, guest-physical. Virtual addresses equal physical ones, so that the tables of all guests with the same image and
+    /// memory are the same: they are part of what these share, below the supervisor pages. Those of a guest with more tables than fit there
+    /// lie at the end of its own memory.
+    pub tables: std::ops::Range<u64>,
     /// Ranges and rights, in the order of addresses. Ranges of the heap that are whole large pages use them.
     pub ranges: Vec<(std::ops::Range<u64>, Access)>,
 }
@@ -62,16 +68,17 @@ impl Plan {
 
         // Tables: one each of the two upper levels, directories for every GiB, page tables for the supervisor pages and the
         // image, for the start of the private part up to the first large page of the heap, and for the heap's tail.
-        let shared_tables = shared_end.div_ceil(LARGE_PAGE_SIZE) - SUPERVISOR_BASE / LARGE_PAGE_SIZE;
+        let image_tables = shared_end.div_ceil(LARGE_PAGE_SIZE) - SUPERVISOR_BASE / LARGE_PAGE_SIZE;
         let tables = |memory_size: u64| {
             let end = memory_start + memory_size;
             let directories = end.div_ceil(1 << 30);
             let head_end = heap_start.next_multiple_of(LARGE_PAGE_SIZE).min(end.max(heap_start));
             let head_tables = head_end.div_ceil(LARGE_PAGE_SIZE) - memory_start / LARGE_PAGE_SIZE;
-            2 + directories + shared_tables + head_tables + u64::from(end > head_end)
+            (2 + directories + image_tables + head_tables + u64::from(end > head_end)) * PAGE_SIZE
         };
+        let own_tables = |memory_size| Some(tables(memory_size)).filter(|size| *size > SHARED_TABLES);
         let least =
-            |memory_size| (heap_start - memory_start + tables(memory_size) * PAGE_SIZE).max(MIN_MEMORY);
+            |memory_size| (heap_start - memory_start + own_tables(memory_size).unwrap_or(0)).max(MIN_MEMORY);
 
         let mut needed = least(memory_size);
         if memory_size < needed {
@@ -81,8 +88,11 @@ impl Plan {
             }
             return Err(MemoryError::TooLittle { given: memory, needed });
         }
-        let tables = tables(memory_size);
-        let memory_end = memory_start + memory_size - tables * PAGE_SIZE;
+        let end = memory_start + memory_size;
+        let (memory_end, tables) = match own_tables(memory_size) {
+            Some(size) => (end - size, end - size..end),
+            None => (end, SUPERVISOR_BASE - tables(memory_size)..SUPERVISOR_BASE),
+        };
 
         let mut ranges = vec![
             (SUPERVISOR_BASE..FAULT_STUBS, Access::SupervisorRead),
@@ -94,20 +104,19 @@ impl Plan {
         ranges.extend([
             (memory_start..STACK_TOP, Access::User(Rights::Write)),
             (REGISTERS..CONTROL, Access::User(Rights::Read)),
-            (CONTROL..BOOT, Access::User(Rights::Write)),
+            (CONTROL..FAULT_STACK, Access::User(Rights::Write)),
+            (FAULT_STACK..BLOCK, Access::SupervisorWrite),
             (BOOT..BOOT + BOOT_SIZE, Access::User(Rights::Read)),
-            (NET_RX..BLOCK, Access::User(Rights::Write)),
-            (FAULT_STACK..FAULT_STACK + PAGE_SIZE, Access::SupervisorWrite),
         ]);
         ranges.extend(segments(true).map(|s| (s.address..s.end(), Access::User(Rights::Write))));
         ranges.push((heap_start..memory_end, Access::User(Rights::Write)));
-        Ok(Plan { memory_start, memory_size, shared_end, heap_start, memory_end, ranges })
+        Ok(Plan { memory_start, memory_size, shared_end, heap_start, memory_end, tables, ranges })
     }
 
-    /// Bytes of page tables at the end of the guest's memory.
+    /// Start of the shared part: its page tables if they are shared, the supervisor pages, the image.
     #[must_use]
-    pub fn tables_size(&self) -> u64 {
-        self.end() - self.memory_end
+    pub fn shared_start(&self) -> u64 {
+        self.tables.start.min(SUPERVISOR_BASE)
     }
 
     /// End of the guest's own memory.
@@ -117,4 +126,4 @@ impl Plan {
     }
 }
 
-const _: () = assert!(DATA_BASE == FAULT_STACK + PAGE_SIZE);
+const _: () = assert!(BLOCK == FAULT_STACK + PAGE_SIZE);

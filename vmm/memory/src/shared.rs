@@ -1,4 +1,4 @@
-//! The part of an address space that all guests of an image share: supervisor pages, text and read-only data.
+//! The part of an address space that all guests with the same image and memory share: page tables, supervisor pages, text and read-only data.
 //!
 //! A guest cannot change it under the others, because its page tables, which are out of its reach, give no right to write there; nor can a mistake
 //! of the VMM, which reaches it through a read-only mapping. KVM has another mapping of the same pages, and a slot that it could write: it
@@ -15,6 +15,9 @@ use foraker_abi::layout::{
 use foraker_image::{Image, Rights};
 
 use crate::MemoryError;
+use crate::guest::Slot;
+use crate::plan::Plan;
+use crate::template::as_size;
 
 /// Size of a 64-bit task state; the I/O bitmap follows.
 const TASK_STATE: u64 = 104;
@@ -23,9 +26,11 @@ const IO_BITMAP: u64 = 16;
 /// Limit of a task state segment: its last byte is the 0xff that closes the bitmap.
 pub const TASK_STATE_LIMIT: u32 = 104 + 16;
 
-/// The shared part of one image.
+/// The shared part of guests with the same image and memory.
 #[derive(Debug)]
 pub struct Shared {
+    /// Where guests see its first byte.
+    start: u64,
     /// What KVM gives to machines.
     guests: Mapping,
     /// What the VMM reads.
@@ -44,12 +49,13 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// Fills a new mapping with the supervisor pages and the read-only segments of `image`.
+    /// Fills a new mapping with the supervisor pages, the read-only segments of `image`, and the page tables if they are shared.
     ///
     /// # Errors
     /// The host refuses the mapping.
-    pub fn new(image: &Image) -> Result<Shared, MemoryError> {
-        let length = image.read_only_end() - SUPERVISOR_BASE;
+    pub(crate) fn new(image: &Image, plan: &Plan, tables: &[u8]) -> Result<Shared, MemoryError> {
+        let start = plan.shared_start();
+        let length = image.read_only_end() - start;
         let size = usize::try_from(length).map_err(|_| MemoryError::TooMuch(length))?;
         // SAFETY: a system call with a valid string.
         let fd = unsafe { libc::memfd_create(c"image".as_ptr(), libc::MFD_CLOEXEC) };
@@ -72,7 +78,11 @@ impl Shared {
             }
             Ok(Mapping { base: base.cast(), size })
         };
-        let shared = Shared { guests: map(libc::PROT_READ | libc::PROT_WRITE)?, own: map(libc::PROT_READ)? };
+        let (guests, own) = (map(libc::PROT_READ | libc::PROT_WRITE)?, map(libc::PROT_READ)?);
+        let shared = Shared { start, guests, own };
+        if plan.tables.start == start {
+            shared.fill(start, tables);
+        }
         for (address, bytes) in supervisor() {
             shared.fill(address, &bytes);
         }
@@ -83,7 +93,7 @@ impl Shared {
     }
 
     fn fill(&self, address: u64, bytes: &[u8]) {
-        let offset = usize::try_from(address - SUPERVISOR_BASE).unwrap_or(usize::MAX);
+        let offset = as_size(address - self.start);
         let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.guests.size);
         assert!(fits, "content of the shared part lies outside it: the image was checked wrongly");
         // SAFETY: the range was just checked to lie within the mapping; no guest runs yet.
@@ -93,18 +103,23 @@ impl Shared {
     /// First byte, the one at `SUPERVISOR_BASE`, to be read.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.own.base
+        self.own.base.wrapping_add(self.before())
     }
 
-    /// The same for KVM.
-    pub(crate) fn for_guests(&self) -> *mut u8 {
-        self.guests.base
-    }
-
-    /// Bytes, a multiple of the page size.
+    /// Bytes from there on, a multiple of the page size.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.own.size
+        self.own.size - self.before()
+    }
+
+    /// Bytes in front of it.
+    fn before(&self) -> usize {
+        as_size(SUPERVISOR_BASE - self.start)
+    }
+
+    /// What machines map.
+    pub(crate) fn slot(&self) -> Slot {
+        Slot { address: self.start, size: self.guests.size as u64, host: self.guests.base }
     }
 }
 

@@ -1,8 +1,7 @@
 //! Page tables: four levels, 4 KiB pages, 2 MiB pages where a range of the heap is that large. Pure.
 //!
-//! The accessed and dirty bits are set beforehand, because text lies in a slot that the processor cannot write. The tables lie
-//! in the guest's own, writable slot, because AMD's nested walker treats reads of guest page tables as writes; no address of the guest
-//! leads to them.
+//! The accessed and dirty bits are set beforehand, so that nobody writes to tables that guests share. They lie in a slot that could be written,
+//! because AMD's nested walker treats reads of guest page tables as writes; no address of a guest leads to them.
 
 use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use foraker_image::Rights;
@@ -31,8 +30,8 @@ pub trait Words {
 /// # Panics
 /// When the area is smaller than the tables: a mistake in [`Plan::new`].
 pub fn build(plan: &Plan, words: &mut impl Words) -> u64 {
-    let mut next = plan.memory_end;
-    let limit = plan.end();
+    let mut next = plan.tables.start;
+    let limit = plan.tables.end;
     let mut take = || {
         let table = next;
         next += PAGE_SIZE;
@@ -150,9 +149,22 @@ mod tests {
         let Err(crate::MemoryError::TooLittle { needed, .. }) = Plan::new(&image, 128 << 10) else {
             panic!()
         };
-        assert_eq!(needed, 2 * PAGE_SIZE + (heap - REGISTERS) + 6 * PAGE_SIZE);
+        assert_eq!(needed, 2 * PAGE_SIZE + (heap - REGISTERS), "they are shared");
         assert!(Plan::new(&image, needed).is_ok());
         assert!(Plan::new(&image, needed - PAGE_SIZE).is_err());
+        // Two GiB of data take a thousand tables.
+        let image = self::image(PAGE_SIZE, 2 << 30, 2 * PAGE_SIZE);
+        let Err(crate::MemoryError::TooLittle { needed, .. }) = Plan::new(&image, 128 << 10) else {
+            panic!()
+        };
+        let plan = Plan::new(&image, needed).unwrap();
+        assert_eq!((plan.tables.end, plan.tables.start), (plan.end(), plan.memory_end));
+        assert_eq!(
+            needed,
+            2 * PAGE_SIZE + (DATA_BASE - REGISTERS) + (2 << 30) + (plan.end() - plan.memory_end)
+        );
+        assert!(Plan::new(&image, needed - PAGE_SIZE).is_err());
+        build(&plan, &mut Map::default());
     }
 
     #[test]

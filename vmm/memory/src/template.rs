@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use foraker_abi::layout::{
-    BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_STACK, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
+    BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_STACK, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE,
 };
 use foraker_image::{Image, Rights};
 
@@ -69,15 +69,14 @@ impl Template {
     ///
     /// # Errors
     /// `memory` is too little or too much for the image.
-    pub fn of_image(
-        image: &Image,
-        shared: &Arc<Shared>,
-        memory: u64,
-        pages: Pages,
-    ) -> Result<Template, MemoryError> {
+    pub fn of_image(image: &Image, memory: u64, pages: Pages) -> Result<Template, MemoryError> {
         let plan = Plan::new(image, memory)?;
-        let mut staging = Staging { start: plan.memory_end, bytes: vec![0; as_size(plan.tables_size())] };
+        let mut staging = Staging {
+            start: plan.tables.start,
+            bytes: vec![0; as_size(plan.tables.end - plan.tables.start)],
+        };
         let page_tables = tables::build(&plan, &mut staging);
+        let shared = Arc::new(Shared::new(image, &plan, &staging.bytes)?);
         let offset = |address: u64| address - plan.memory_start;
         // Data and what it is followed by: memory without content, as far as it is in the working set.
         let data = (image.data_end() - DATA_BASE).min(FIRST_WORKING_SET);
@@ -95,16 +94,18 @@ impl Template {
             bytes.resize(bytes.len().next_multiple_of(as_size(PAGE_SIZE)), 0);
             runs.push(Run { offset: offset(first), bytes: bytes.into() });
         }
-        runs.push(Run { offset: offset(plan.memory_end), bytes: staging.bytes.into() });
-        // The top of the stack, the registers and the control page; data; page tables.
-        let working_set = vec![
+        // The top of the stack, the registers and the control page; data; page tables of its own.
+        let mut working_set = vec![
             offset(STACK_TOP - PAGE_SIZE)..offset(CONTROL + PAGE_SIZE),
             offset(DATA_BASE)..offset(DATA_BASE + data),
-            offset(plan.memory_end)..offset(plan.end()),
         ];
+        if plan.memory_end < plan.end() {
+            runs.push(Run { offset: offset(plan.memory_end), bytes: staging.bytes.into() });
+            working_set.push(offset(plan.memory_end)..offset(plan.end()));
+        }
         Ok(Template {
             plan: Arc::new(plan),
-            shared: Arc::clone(shared),
+            shared,
             pages,
             page_tables,
             runs,
@@ -121,7 +122,7 @@ impl Template {
         let mut page = vec![0; as_size(PAGE_SIZE)];
         // What the VMM writes for each guest anew, and what only it can see.
         let start = of.plan.memory_start;
-        let own = [REGISTERS..CONTROL, BOOT..BOOT + BOOT_SIZE, FAULT_STACK..DATA_BASE];
+        let own = [REGISTERS..CONTROL, BOOT..BOOT + BOOT_SIZE, FAULT_STACK..BLOCK];
         let of_guest = |offset: &u64| !own.iter().any(|own| own.contains(&(start + offset)));
         for present in range.present() {
             for offset in present.step_by(as_size(PAGE_SIZE)).filter(of_guest) {

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use foraker_abi::layout::{
-    BLOCK, BOOT, CONTROL, DATA_BASE, FAULT_STACK, IMAGE_BASE, NET_RX, NET_TX, PAGE_SIZE, REGISTERS,
+    BOOT, BOOT_SIZE, CONTROL, DATA_BASE, FAULT_STACK, IMAGE_BASE, NET_RX, NET_TX, PAGE_SIZE, REGISTERS,
 };
 use foraker_abi::net::Header;
 use foraker_abi::ring::{AVAIL_OFFSET, DESC_NEXT, DESC_WRITE, QUEUE_SIZE, RING_SIZE, USED_OFFSET};
@@ -114,9 +114,9 @@ impl Hostile {
         [
             (self.slice(REGISTERS - FENCE, REGISTERS), secret(FENCE)),
             (self.slice(REGISTERS, CONTROL), read_only(CONTROL - REGISTERS)),
-            (self.slice(BOOT, NET_RX), read_only(NET_RX - BOOT)),
-            (self.slice(BLOCK, FAULT_STACK), read_only(FAULT_STACK - BLOCK)),
-            (self.slice(FAULT_STACK, DATA_BASE), secret(DATA_BASE - FAULT_STACK)),
+            (self.slice(FAULT_STACK, BOOT), secret(BOOT - FAULT_STACK)),
+            (self.slice(BOOT, BOOT + BOOT_SIZE), read_only(BOOT_SIZE)),
+            (self.slice(BOOT + BOOT_SIZE, DATA_BASE), secret(DATA_BASE - BOOT - BOOT_SIZE)),
             (self.slice(END, END + FENCE), secret(FENCE)),
             (text(0, FENCE), secret(FENCE)),
             (text(FENCE, TEXT), read_only(TEXT)),
@@ -140,9 +140,10 @@ impl Hostile {
         let readable = vec![
             window(&self.text, IMAGE_BASE, IMAGE_BASE, IMAGE_BASE + TEXT),
             private(REGISTERS, FAULT_STACK),
+            private(BOOT, BOOT + BOOT_SIZE),
             private(DATA_BASE, END),
         ];
-        let writable = vec![private(CONTROL, BOOT), private(NET_RX, BLOCK), private(DATA_BASE, END)];
+        let writable = vec![private(CONTROL, FAULT_STACK), private(DATA_BASE, END)];
         let collect = |regions| GuestMemoryMmap::from_regions(regions).expect("in order");
         PortConfig {
             id: number.into(),
