@@ -16,7 +16,8 @@ pub fn fetch(server: SocketAddrV4, path: &str) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&server.into(), Duration::from_secs(5))
         .with_context(|| format!("cannot connect to {server}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\n\r\n")?;
+    // In one piece: written bit by bit, the rest of it would wait for the first bit's acknowledgement.
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {server}\r\n\r\n").as_bytes())?;
     let mut response = Vec::new();
     let mut chunk = vec![0; 64 << 10];
     loop {

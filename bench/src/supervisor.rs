@@ -118,9 +118,10 @@ impl Supervisor {
         let lines = || self.lines.load(Ordering::Relaxed) - before;
         self.wait("not every guest has written its line", || lines() >= count)?;
         let elapsed = start.elapsed();
-        let list = self.ask(&["ps"])?;
-        let running = list.lines().filter(|l| l.ends_with("  running")).count() as u64;
-        ensure!(running == count && lines() == count, "{running} guests run, {} lines", lines());
+        // The supervisor hears of them in batches.
+        let running = |list: String| list.lines().filter(|l| l.ends_with("  running")).count() as u64;
+        self.wait("not every guest runs", || self.ask(&["ps"]).is_ok_and(|list| running(list) == count))?;
+        ensure!(lines() == count, "{} lines of {count} guests", lines());
         Ok(elapsed)
     }
 }

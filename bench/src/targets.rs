@@ -66,6 +66,8 @@ pub const TARGETS: &[(&str, &str, Target)] = &[
     ("start", "first_instruction/p99", Target::RatioAtMost(3.0)),
     ("start", "first_reply", Target::ValueAtMost(1.5)),
     ("start", "first_reply/p99", Target::RatioAtMost(3.0)),
+    ("start", "warm_reply", Target::ValueAtMost(1.0)),
+    ("scale", "idle", Target::ValueAtMost(1.0)),
     ("scale", "10000", Target::RatioAtMost(1.15)),
     ("fair", "cpu", Target::RatioAtLeast(0.9)),
     ("fair", "exits", Target::RatioAtLeast(0.9)),

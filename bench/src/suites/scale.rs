@@ -39,6 +39,9 @@ const CONNECTIONS: usize = 16_000;
 /// Clients while every guest is asked once.
 const VISITORS: usize = 16;
 const DOCUMENT: &str = "/bytes/100";
+/// How long all guests rest, and what of it is not counted.
+const IDLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(2);
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Idle connections stay; with small pages a guest costs what it touches.
@@ -63,7 +66,8 @@ struct Step {
 /// # Errors
 /// When a guest or a request fails.
 pub fn run(session: &mut Session) -> Result<()> {
-    let steps = measure(session)?;
+    let (steps, idle) = measure(session)?;
+    (session.report)(&Figure::absolute("scale", "idle", "%", &idle)?)?;
     report(session, "scale", &steps, &[("", "us", |s| &s.cost), ("/with_clients", "us", |s| &s.whole)])?;
     report(session, "scale", &steps, &[("/p99", "ms", |s| &s.p99), ("/loaded", "us", |s| &s.loaded)])?;
     let line = |pick: fn(&Step) -> &Samples| steps.iter().map(|step| pick(step).spread()).collect();
@@ -87,7 +91,7 @@ pub fn run(session: &mut Session) -> Result<()> {
 /// # Errors
 /// When a guest or a request fails.
 pub fn throughput(session: &mut Session) -> Result<()> {
-    let steps = measure(session)?;
+    let (steps, _) = measure(session)?;
     report(session, "D7", &steps, &[("", "1/s", |s| &s.per_second)])?;
     session.plot("D7", || Plot {
         title: "Requests per second, by the number of guests that they may go to",
@@ -115,10 +119,12 @@ fn report(session: &Session, id: &str, steps: &[Step], shown: &[Shown]) -> Resul
     Ok(())
 }
 
-fn measure(session: &mut Session) -> Result<[Step; GUESTS.len()]> {
+/// Every step, and what all cells use of a processor while all guests of the last one rest, percent.
+fn measure(session: &mut Session) -> Result<([Step; GUESTS.len()], Samples)> {
     let artifacts = session.artifacts()?;
     let image = artifacts.image("httpd")?.to_string_lossy().into_owned();
     let mut steps: [Step; GUESTS.len()] = Default::default();
+    let mut idle = Samples::default();
     // Each is a storm of ten thousand guests.
     for _ in 0..session.runs.div_ceil(2) {
         // What guests may have is not what they use: ten thousand times sixteen MiB.
@@ -157,6 +163,10 @@ fn measure(session: &mut Session) -> Result<[Step; GUESTS.len()]> {
             step.loaded.push(cells_us);
             step.per_second.push(outcome.per_second());
         }
+        std::thread::sleep(SETTLE);
+        let before = processor::seconds_of_all(&cells)?;
+        std::thread::sleep(IDLE);
+        idle.push((processor::seconds_of_all(&cells)? - before) / IDLE.as_secs_f64() * 100.0);
     }
-    Ok(steps)
+    Ok((steps, idle))
 }

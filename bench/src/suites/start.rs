@@ -4,6 +4,9 @@
 //! guest's machine is entered for the first time. `first_reply` is what a client sees: from before it sends the request to the last byte of the guest's
 //! first answer; it connects as soon as the supervisor tells it the address.
 //!
+//! `warm_reply` is the answer of a guest that has lost its machine to others while it rested, on a new connection; beside it, the same where all have
+//! machines.
+//!
 //! Those from the image have a variable of their own in their environment, so that no template suits them; each is captured when it is
 //! ready, as any first one of its kind is.
 
@@ -27,6 +30,11 @@ const STARTS: usize = 40;
 /// Of each kind that are not counted: the first one is the template, and a cell's first machines are made for it.
 const WARM_UP: usize = 20;
 const MEMORY: u64 = 16 << 20;
+/// Guests that are asked in turn, and machines for them when most are to be warm.
+const GUESTS: usize = 64;
+const MACHINES: usize = 16;
+/// Before each is asked.
+const REST: Duration = Duration::from_millis(5);
 const DOCUMENT: &str = "/bytes/100";
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -77,6 +85,9 @@ pub fn run(session: &mut Session) -> Result<()> {
         (session.report)(&Figure::tail("start", format!("{what}/p99"), "ms", of)?)?;
         bars.push((of, from));
     }
+    let (warm, resident) = (replies(session, MACHINES)?, replies(session, GUESTS)?);
+    (session.report)(&Figure::against("start", "warm_reply", "ms", &warm, "with its machine", &resident)?)?;
+    (session.report)(&Figure::tail("start", "warm_reply/p99", "ms", &warm)?)?;
     let exact = |value: Option<f64>| value.map(|v| (v, v, v));
     let series = |pick: fn(&(&Samples, &Samples)) -> Samples| {
         let samples: Vec<Samples> = bars.iter().map(pick).collect();
@@ -97,6 +108,37 @@ pub fn run(session: &mut Session) -> Result<()> {
         ],
         mark: None,
     })
+}
+
+/// Has guests answer in turn, each on a connection of its own after a rest, where so many have machines: with fewer machines than guests, whoever
+/// is asked has none. Returns the times from the first packet to the last byte of the answer, milliseconds.
+fn replies(session: &Session, machines: usize) -> Result<Samples> {
+    let artifacts = session.artifacts()?;
+    let image = LoadedImage::open(&artifacts.image("httpd")?)?;
+    let spec = GuestSpec {
+        memory: MEMORY,
+        pages: Pages::Small,
+        network: Some(NetworkSpec::default()),
+        ..GuestSpec::new(image, "httpd")
+    };
+    let order = Order::of(&spec).context("the image is no file")?;
+    let limit = machines.to_string();
+    let supervisor = Supervisor::start_with(&artifacts.vmm, 1, &["--machines", &limit])?;
+    let mut control = supervisor.control()?;
+    let addresses: Vec<_> = (0..GUESTS).map(|_| Ok(control.run(&order)?.1)).collect::<Result<_>>()?;
+    let mut times = Samples::default();
+    // The first two rounds are first touches.
+    for round in 0..2 + session.runs {
+        for address in &addresses {
+            std::thread::sleep(REST);
+            let asked = Instant::now();
+            fetch(SocketAddrV4::new(*address, super::http::PORT), DOCUMENT)?;
+            if round >= 2 {
+                times.push(asked.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    Ok(times)
 }
 
 /// Starts a guest, has it answer, and ends it. Returns the times to its first instruction and to its first answer.
