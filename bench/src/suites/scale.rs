@@ -11,7 +11,7 @@
 //! Every guest is asked once before anything is counted, so that what each does only once (its first page faults, its first connection) is
 //! not: what is left is whether an event costs more because there are many guests.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -164,9 +164,10 @@ fn measure(session: &mut Session) -> Result<([Step; GUESTS.len()], Samples)> {
             step.per_second.push(outcome.per_second());
         }
         std::thread::sleep(SETTLE);
-        let before = processor::seconds_of_all(&cells)?;
+        let (before, since) = (processor::seconds_of_all(&cells)?, Instant::now());
         std::thread::sleep(IDLE);
-        idle.push((processor::seconds_of_all(&cells)? - before) / IDLE.as_secs_f64() * 100.0);
+        let used = processor::seconds_of_all(&cells)? - before;
+        idle.push(used / since.elapsed().as_secs_f64() * 100.0);
     }
     Ok((steps, idle))
 }
