@@ -43,6 +43,8 @@ const TIME_WAIT: usize = 512;
 /// Connections that are gone whose memory is kept for others. The one that went last is the next one's, so that a quiet server touches the same few
 /// pages for each.
 const KEPT_FLOWS: usize = 16;
+/// Largest buffers, bytes, that are kept in this way.
+const KEPT_BUFFERS: usize = 64 << 10;
 
 /// A connection.
 pub(crate) struct Flow {
@@ -415,16 +417,21 @@ impl Stack {
             let socket = flow.socket();
             socket.recv_capacity() == buffers.receive && socket.send_capacity() == buffers.send
         };
-        let kept = self.kept.iter_mut().rposition(suits).map(|at| self.kept.swap_remove(at));
+        let kept = self.kept.iter_mut().rposition(suits).map(|at| self.kept.remove(at));
         kept.unwrap_or_else(|| Box::new(Flow::new(buffers)))
     }
 
-    /// Keeps the memory of a connection that is gone, unless there is enough of it.
+    /// Keeps the memory of a connection that is gone, instead of one that went long ago.
     fn keep_flow(&mut self, mut flow: Box<Flow>) {
-        if self.kept.len() < KEPT_FLOWS {
-            flow.clear();
-            self.kept.push(flow);
+        let socket = flow.socket();
+        if socket.recv_capacity() + socket.send_capacity() > KEPT_BUFFERS {
+            return;
         }
+        if self.kept.len() >= KEPT_FLOWS {
+            self.kept.remove(0);
+        }
+        flow.clear();
+        self.kept.push(flow);
     }
 
     /// Puts a connection into the tables.

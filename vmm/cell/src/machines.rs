@@ -107,7 +107,13 @@ impl Machines {
 
     /// Whether there are more machines than there may be: some guests could not do without theirs when others came.
     fn surplus(&self, pool: &Pool) -> bool {
-        self.is_limited() && self.holders().len() + pool.ready.len() > self.limit
+        let all = |holders: &Holders<_>| holders.len() + pool.ready.len();
+        if !self.is_limited() || all(&self.holders()) <= self.limit {
+            return false;
+        }
+        let gone = |guest: &Weak<Guest>| guest.upgrade().is_none_or(|guest| guest.has_ended());
+        self.holders().forget(gone);
+        all(&self.holders()) > self.limit
     }
 
     fn holders(&self) -> MutexGuard<'_, Holders<Weak<Guest>>> {
@@ -180,6 +186,14 @@ impl Machines {
             let surplus = self.surplus(&pool);
             if pool.ready.len() >= self.spare && !surplus {
                 pool = self.changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if surplus && pool.ready.len() > self.spare {
+                // Those of guests that have ended go first.
+                let core = pool.ready.pop();
+                drop(pool);
+                drop(core);
+                pool = self.lock();
                 continue;
             }
             if surplus || self.is_limited() && self.holders().len() + pool.ready.len() >= self.limit {

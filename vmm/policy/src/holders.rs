@@ -34,6 +34,11 @@ impl<T> Holders<T> {
         self.0.push_back(holder);
     }
 
+    /// Forgets those that hold none any more.
+    pub fn forget(&mut self, is_gone: impl Fn(&T) -> bool) {
+        self.0.retain(|holder| !is_gone(holder));
+    }
+
     /// How many hold one, those not yet seen to be gone included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -84,6 +89,9 @@ mod tests {
         assert_eq!(holders.victim(&mut look), Some(1));
         assert_eq!(holders.victim(&mut look), Some(3));
         assert_eq!(holders.victim(&mut look), None);
+        holders.add(5);
+        holders.forget(|n| *n == 5);
+        assert_eq!(holders.len(), 1);
         assert_eq!(holders.victim(|_| Found::Gone), None);
         assert!(holders.is_empty());
     }
