@@ -185,11 +185,7 @@ impl Model {
                 BOOT..BOOT + BOOT_SIZE,
                 DATA_BASE..plan.memory_end,
             ],
-            writable: [
-                plan.memory_start..REGISTERS,
-                CONTROL..FAULT_STACK,
-                DATA_BASE..plan.memory_end,
-            ],
+            writable: [plan.memory_start..REGISTERS, CONTROL..FAULT_STACK, DATA_BASE..plan.memory_end],
             start: plan.memory_start,
             heap_end: plan.memory_end,
         }
