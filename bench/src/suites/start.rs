@@ -21,6 +21,7 @@ use super::Session;
 use crate::control::Control;
 use crate::fetch::fetch;
 use crate::figure::Figure;
+use crate::guest::Artifacts;
 use crate::plot::{Form, Plot, Scale};
 use crate::stats::Samples;
 use crate::supervisor::Supervisor;
@@ -51,14 +52,7 @@ struct Times {
 /// When a guest fails.
 pub fn run(session: &mut Session) -> Result<()> {
     let artifacts = session.artifacts()?;
-    let image = LoadedImage::open(&artifacts.image("httpd")?)?;
-    let spec = GuestSpec {
-        memory: MEMORY,
-        pages: Pages::Small,
-        network: Some(NetworkSpec::default()),
-        ..GuestSpec::new(image, "httpd")
-    };
-    let order = Order::of(&spec).context("the image is no file")?;
+    let order = web_server(&artifacts)?;
     let (mut template, mut image) = (Times::default(), Times::default());
     let mut number = 0;
     let supervisor = Supervisor::start(&artifacts.vmm, 1)?;
@@ -110,10 +104,8 @@ pub fn run(session: &mut Session) -> Result<()> {
     })
 }
 
-/// Has guests answer in turn, each on a connection of its own after a rest, where so many have machines: with fewer machines than guests, whoever
-/// is asked has none. Returns the times from the first packet to the last byte of the answer, milliseconds.
-fn replies(session: &Session, machines: usize) -> Result<Samples> {
-    let artifacts = session.artifacts()?;
+/// The guest that is started.
+fn web_server(artifacts: &Artifacts) -> Result<Order> {
     let image = LoadedImage::open(&artifacts.image("httpd")?)?;
     let spec = GuestSpec {
         memory: MEMORY,
@@ -121,7 +113,14 @@ fn replies(session: &Session, machines: usize) -> Result<Samples> {
         network: Some(NetworkSpec::default()),
         ..GuestSpec::new(image, "httpd")
     };
-    let order = Order::of(&spec).context("the image is no file")?;
+    Order::of(&spec).context("the image is no file")
+}
+
+/// Has guests answer in turn, each on a connection of its own after a rest, where so many have machines: with fewer machines than guests, whoever
+/// is asked has none. Returns the times from the first packet to the last byte of the answer, milliseconds.
+fn replies(session: &Session, machines: usize) -> Result<Samples> {
+    let artifacts = session.artifacts()?;
+    let order = web_server(&artifacts)?;
     let limit = machines.to_string();
     let supervisor = Supervisor::start_with(&artifacts.vmm, 1, &["--machines", &limit])?;
     let mut control = supervisor.control()?;

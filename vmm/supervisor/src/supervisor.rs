@@ -53,7 +53,7 @@ struct Shared {
     changed: Condvar,
     /// There is a new guest in `due`.
     due: Condvar,
-    /// Cells have said something of their guests.
+    /// A guest may have come to run or ended.
     heard: Condvar,
 }
 
@@ -159,6 +159,7 @@ impl Supervisor {
             }
         }
         state.settle();
+        self.0.heard.notify_all();
         Ok(())
     }
 
@@ -196,6 +197,7 @@ impl Supervisor {
             cell.tell(ToCell::Stop { ids, kill });
         }
         state.settle();
+        self.0.heard.notify_all();
         count
     }
 
@@ -397,6 +399,7 @@ impl Supervisor {
                 state.wake(id);
             }
             state.settle();
+            self.0.heard.notify_all();
             let wait = state.due.first().map_or(Duration::from_secs(3600), |(at, _)| *at - now);
             (state, _) = self.0.due.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner);
         }

@@ -118,6 +118,19 @@ fn who_is_asked_to_end_does_not_come_back() {
 }
 
 #[test]
+fn who_waits_for_a_guest_hears_that_it_was_ended_in_line() {
+    let (supervisor, _told) = two_cells_with(Amounts { guests: Some(1), ..Amounts::default() });
+    assert_eq!(supervisor.run(&order(), 2, Restart::No), Ok((1, 2)));
+    let waiting = supervisor.clone();
+    let waiter = std::thread::spawn(move || waiting.wait_settled(2..=2, Duration::from_secs(60)));
+    std::thread::sleep(Duration::from_millis(50));
+    let since = Instant::now();
+    assert_eq!(supervisor.end(Some(&[2]), false), 1);
+    assert_eq!(waiter.join().expect("no panic"), 0);
+    assert!(since.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
 fn when_all_cells_are_full_guests_wait_in_line() {
     let (supervisor, told) = two_cells();
     let room = 2 * foraker_policy::placement::MOST_GUESTS as u64;
