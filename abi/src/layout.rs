@@ -3,7 +3,8 @@
 //! | range | what | guest's rights |
 //! |---|---|---|
 //! | `0 .. SUPERVISOR_BASE` | nothing, page 0 included | none |
-//! | `SUPERVISOR_BASE .. IMAGE_BASE` | descriptor tables, task states, fault stubs | none |
+//! | `SUPERVISOR_BASE .. SUPERVISOR_END` | descriptor tables, task states, fault stubs | none |
+//! | `VISIT` | a routine of the VMM's that reads pages | r-x |
 //! | `IMAGE_BASE ..` | text, then read-only data, shared by all guests of an image | r-x, r-- |
 //! | `.. memory_start` | nothing, a guard page at least | none |
 //! | `memory_start .. REGISTERS` | stack of core 0 | rw- |
@@ -41,6 +42,9 @@ pub const TASK_STATES: u64 = SUPERVISOR_BASE + 0x2000;
 pub const TASK_STATE_SIZE: u64 = 128;
 /// End of the supervisor pages in use.
 pub const SUPERVISOR_END: u64 = SUPERVISOR_BASE + 0x4000;
+/// A routine of the VMM's that a machine runs before it has a guest: it reads a byte at each address of a list, so that the host has those pages in place.
+/// A guest may look at it and even call it, which is of no use to it.
+pub const VISIT: u64 = SUPERVISOR_END;
 
 /// Where an image's text starts: close to the supervisor pages, so that one page table serves both.
 pub const IMAGE_BASE: u64 = 0x21_0000;
@@ -101,7 +105,7 @@ const _: () = {
     assert!(IDT + VECTORS * 16 <= GDT && GDT + 5 * 8 <= FAULT_STUBS);
     assert!(SYSCALL_STUB + FAULT_STUB_SIZE <= TASK_STATES);
     assert!(
-        TASK_STATES + MAX_CORES as u64 * TASK_STATE_SIZE <= SUPERVISOR_END && SUPERVISOR_END <= IMAGE_BASE
+        TASK_STATES + MAX_CORES as u64 * TASK_STATE_SIZE <= SUPERVISOR_END && VISIT + PAGE_SIZE <= IMAGE_BASE
     );
     assert!(NET_TX + 2 * PAGE_SIZE <= FAULT_STACK && FAULT_STACK + PAGE_SIZE <= BLOCK);
     assert!(BLOCK + 2 * PAGE_SIZE <= BOOT && BOOT + BOOT_SIZE <= DATA_BASE);

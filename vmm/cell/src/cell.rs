@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
 use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, Seat, VirtualCore};
-use crate::machines::Machines;
+use crate::machines::{Machines, Moving};
 use crate::network::{Network, NetworkError, Service};
 use crate::queue::{Queued, WorkerShared, since};
 use crate::report::End;
@@ -326,13 +326,15 @@ impl Shared {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// Queues a runnable core: on the worker that ran it last, unless that one is busy and another sleeps.
+    /// Queues a runnable core: on the worker that ran it last, unless that one is busy and another sleeps. A worker that is about to sleep itself takes
+    /// it rather than wake that one: waking takes longer than what the core finds in the other processor's caches is worth.
     pub(crate) fn enqueue(&self, vcore: Box<VirtualCore>, queued: Queued) {
         let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed))
             as usize;
         let busy = |w: &WorkerShared| !w.is_sleeping() && (w.attention.in_guest() || w.waiting() > 0);
         let chosen = match self.workers.get(home) {
             Some(w) if busy(w) => self.workers.iter().find(|w| w.is_sleeping()).unwrap_or(w),
+            Some(w) if w.is_sleeping() => self.workers.iter().find(|w| w.is_mine_and_free()).unwrap_or(w),
             Some(w) => w,
             None => return,
         };
@@ -396,7 +398,7 @@ impl Shared {
     pub(crate) fn give_machine(&self, vcore: &mut VirtualCore) -> Result<(), CellError> {
         let Seat::Away(saved) = &vcore.seat else { return Ok(()) };
         let guest = &vcore.guest;
-        let mut core = self.machine_with(&guest.memory, None)?;
+        let (mut core, _moving) = self.machine_with(&guest.memory, None)?;
         if let (Some(network), Some(_)) = (&self.network, &guest.port) {
             core.machine().register_doorbell(network.doorbell())?;
         }
@@ -412,10 +414,11 @@ impl Shared {
         &self,
         memory: &Arc<GuestMemory>,
         worker: Option<&WorkerShared>,
-    ) -> Result<Core, CellError> {
-        if let Some(core) = self.machines.obtain() {
+    ) -> Result<(Core, Moving<'_>), CellError> {
+        let (core, moving) = self.machines.obtain(memory.template().shared());
+        if let Some(core) = core {
             core.machine().attach(memory)?;
-            return Ok(core);
+            return Ok((core, moving));
         }
         let machine = Machine::new(self.machines.host())?;
         let mapping = {
@@ -428,7 +431,7 @@ impl Shared {
         let core = machine.create_core(0);
         // Done by the worker, or here and now; in any case before an error ends the start.
         mapping.result().transpose()?;
-        Ok(core?)
+        Ok((core?, moving))
     }
 
     /// Forgets the deadline of a core that is awake.
@@ -464,6 +467,7 @@ impl Cell {
         let host = Arc::new(Host::open()?);
         let os = |what| move |e| CellError::Os(what, e);
         let network = config.network.as_ref().map(Network::new).transpose()?;
+        let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
         let floor = Arc::default();
         let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new(&floor));
         let shared = Arc::new(Shared {
@@ -475,10 +479,15 @@ impl Cell {
                 .map_err(os("cannot make an event"))?,
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
-            machines: Machines::new(host, config.spare_machines, config.kept_machines, config.machines),
+            machines: Machines::new(
+                host,
+                Arc::clone(&arena),
+                config.spare_machines,
+                config.kept_machines,
+                config.machines,
+            ),
             epoch: Instant::now(),
         });
-        let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
         let mut cell = Cell { arena, large_arena, shared, threads: Vec::new() };
         for index in 0..cell.shared.workers.len() {
             let shared = Arc::clone(&cell.shared);
@@ -536,24 +545,21 @@ impl Cell {
         let home = usize::try_from(id).unwrap_or(0) % self.shared.workers.len();
         let worker = self.shared.workers.get(home).filter(|_| alone);
         let _expected = worker.map(WorkerShared::expect);
-        let image = &spec.image.image;
         let key = Key::of(spec);
         let captured = key.as_ref().and_then(|key| spec.image.captured(key));
-        let template = match &captured {
-            Some(captured) => Arc::clone(&captured.memory),
-            None => spec.image.template(spec.memory, spec.pages)?,
+        let ahead = if alone {
+            self.shared.machines.start(captured.as_ref())
+        } else {
+            self.shared.machines.start_of_many();
+            None
         };
-        let arena = match spec.pages {
-            Pages::Small => &self.arena,
-            Pages::Large => &self.large_arena,
+        let (core, memory, _moving) = match ahead {
+            Some((core, memory)) => (core, memory, None),
+            None => {
+                let (core, memory, moving) = self.seat(spec, captured.as_deref(), worker)?;
+                (core, memory, Some(moving))
+            }
         };
-        let memory = Arc::new(GuestMemory::new(arena, &template)?);
-        let mut core = self.shared.machine_with(&memory, worker)?;
-        let start = Start { entry: image.entry, stack: STACK_TOP, argument: 0 };
-        match &captured {
-            Some(captured) => core.resume(memory.page_tables(), &captured.core)?,
-            None => core.begin(memory.page_tables(), start)?,
-        }
         let machine = Arc::clone(core.machine());
         let stamps = host.time_stamps(&core)?;
         let clock = Clock::new(host.tsc_khz(&core)?, stamps.1);
@@ -609,6 +615,37 @@ impl Cell {
         let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, seat, account, deadline: None };
         self.shared.enqueue(Box::new(vcore), Queued::Woken);
         Ok(guest)
+    }
+
+    /// A machine with a new guest's memory, which stands at its first instruction.
+    fn seat(
+        &self,
+        spec: &GuestSpec,
+        captured: Option<&Captured>,
+        worker: Option<&WorkerShared>,
+    ) -> Result<(Core, Arc<GuestMemory>, Moving<'_>), CellError> {
+        let template = match captured {
+            Some(captured) => Arc::clone(&captured.memory),
+            None => spec.image.template(spec.memory, spec.pages)?,
+        };
+        let arena = match spec.pages {
+            Pages::Small => &self.arena,
+            Pages::Large => &self.large_arena,
+        };
+        let memory = Arc::new(GuestMemory::new(arena, &template)?);
+        let (mut core, moving) = self.shared.machine_with(&memory, worker)?;
+        let start = Start { entry: spec.image.image.entry, stack: STACK_TOP, argument: 0 };
+        match captured {
+            Some(captured) => core.resume(memory.page_tables(), &captured.core)?,
+            None => core.begin(memory.page_tables(), start)?,
+        }
+        Ok((core, memory, moving))
+    }
+
+    /// How many guests started on what had been made ready for one like them.
+    #[must_use]
+    pub fn started_ahead(&self) -> u64 {
+        self.shared.machines.started_ahead()
     }
 
     /// How many guests have lost their machine to others.

@@ -21,6 +21,7 @@
 
 mod addresses;
 mod affinity;
+mod ahead;
 pub mod cell;
 pub mod clock;
 pub mod console;
@@ -35,6 +36,7 @@ mod subnet;
 mod templates;
 mod throttled;
 mod urgency;
+mod vigil;
 mod worker;
 
 pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};

@@ -7,24 +7,34 @@
 //! *warm* until somebody wakes it. Who gives up its machine is [`foraker_policy::holders`]' to say. Taking a machine away costs the kernel half a
 //! millisecond, so that some are taken ahead of need, too: the pool's thread keeps them ready, within the same bound.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use foraker_machine::{Core, Host, Machine, MachineError};
+use foraker_machine::{Attention, Core, Host, Machine, MachineError};
+use foraker_memory::{Arena, GuestMemory, Shared};
 use foraker_policy::holders::{Found, Holders};
 
+use crate::ahead::Ahead;
 use crate::guest::Guest;
+use crate::templates::Captured;
 
-/// The pool is filled up only after so long without a start: while guests start in a row, making machines for later takes time from them.
+/// New machines are made only after so long without a start: while guests start in a row, making machines for later takes time from them.
 const QUIET: Duration = Duration::from_millis(10);
+/// The same for starts that are made ahead: by then a guest has given its first answer.
+const ANSWERED: Duration = Duration::from_millis(2);
 /// When to look again for a machine that could be taken away, after all were busy.
 const BUSY: Duration = Duration::from_millis(50);
+/// After the host had no machine to give.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// Machines that no guest has, each with its core 0.
 #[derive(Debug)]
 pub(crate) struct Machines {
     host: Arc<Host>,
+    /// Where guests that start from templates have their memory.
+    arena: Arc<Arena>,
     pool: Mutex<Pool>,
     changed: Condvar,
     /// Made or taken away ahead.
@@ -37,22 +47,99 @@ pub(crate) struct Machines {
     reused: AtomicU64,
     /// Guests that have lost their machine so far.
     taken_away: AtomicU64,
+    /// Starts that were made ahead and found their guest.
+    started_ahead: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Pool {
     ready: Vec<Core>,
-    /// When one was taken last.
-    taken: Instant,
+    /// Starts that were made ahead, the oldest first. Their machines are among the spare ones.
+    ahead: VecDeque<Ahead>,
+    /// Starts that are to be made ahead, the oldest first.
+    wanted: VecDeque<Arc<Captured>>,
+    /// On their way to a guest.
+    moving: usize,
+    /// When a guest was started last.
+    started: Instant,
     stopping: bool,
+}
+
+impl Pool {
+    fn spare(&self) -> usize {
+        self.ready.len() + self.ahead.len()
+    }
+
+    /// A machine, best one that has this shared part: of those, the one that came last, as what it needs is most likely still in the processor's caches.
+    fn take(&mut self, shared: &Arc<Shared>) -> Option<Core> {
+        match self.ready.iter().rposition(|core| core.machine().has(shared)) {
+            Some(at) => Some(self.ready.remove(at)),
+            None => self.ready.pop(),
+        }
+    }
+}
+
+/// What the pool's thread does next.
+enum Next {
+    /// Nothing, until something has changed.
+    Wait,
+    /// Nothing for a while.
+    Rest(Duration),
+    /// Something that takes time, while the pool is not locked.
+    Do(Task),
+}
+
+enum Task {
+    /// Gives a machine back to the host.
+    Drop(Core),
+    /// Takes a machine away from a guest that rests.
+    TakeAway,
+    /// Makes a machine.
+    Make,
+    /// Makes a start ahead.
+    Prepare(Core, Arc<Captured>),
+    /// Makes a plain machine of one.
+    Strip(Ahead),
+}
+
+/// What has come of a task.
+enum Done {
+    Machine(Core),
+    Ahead(Ahead),
+    Nothing,
+    /// Nothing, and not for a while.
+    Refused(Duration),
+}
+
+/// A machine that is on its way to a guest counts until this is dropped.
+pub(crate) struct Moving<'a>(&'a Machines);
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.lock().moving -= 1;
+    }
 }
 
 impl Machines {
     /// A pool that is filled up to `spare` machines and keeps at most `most` of those that come back.
-    pub(crate) fn new(host: Arc<Host>, spare: usize, most: usize, limit: Option<usize>) -> Machines {
-        let pool = Pool { ready: Vec::new(), taken: Instant::now(), stopping: false };
+    pub(crate) fn new(
+        host: Arc<Host>,
+        arena: Arc<Arena>,
+        spare: usize,
+        most: usize,
+        limit: Option<usize>,
+    ) -> Machines {
+        let pool = Pool {
+            ready: Vec::new(),
+            ahead: VecDeque::new(),
+            wanted: VecDeque::new(),
+            moving: 0,
+            started: Instant::now(),
+            stopping: false,
+        };
         Machines {
             host,
+            arena,
             pool: Mutex::new(pool),
             changed: Condvar::new(),
             // With few machines for all, the last one is nobody's reserve.
@@ -62,6 +149,7 @@ impl Machines {
             holders: Mutex::default(),
             reused: AtomicU64::new(0),
             taken_away: AtomicU64::new(0),
+            started_ahead: AtomicU64::new(0),
         }
     }
 
@@ -73,21 +161,53 @@ impl Machines {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a machine's core 0, the one that came last: what it needs is most likely still in the processor's caches.
-    pub(crate) fn take(&self) -> Option<Core> {
+    /// A machine for a guest with this shared part: one that waits, else, once guests have as many as they may, that of one which rests. None when a
+    /// new one is to be made. It counts as the pool's as long as the second value lives.
+    pub(crate) fn obtain(&self, shared: &Arc<Shared>) -> (Option<Core>, Moving<'_>) {
         let mut pool = self.lock();
-        pool.taken = Instant::now();
-        let core = pool.ready.pop();
+        pool.moving += 1;
+        let moving = Moving(self);
+        let core = pool.take(shared);
+        // Where there are no more machines to be had, a guest that is here comes before one that may come.
+        let other = if core.is_none() && self.is_limited() { pool.ahead.pop_front() } else { None };
         // Not for each: whoever is woken takes time from the guest that starts.
         if pool.ready.len() <= self.spare / 2 && self.spare > 0 {
             self.changed.notify_one();
         }
-        core
+        drop(pool);
+        let stripped = other.and_then(|ahead| used_again(ahead.strip()));
+        (core.or(stripped).or_else(|| self.take_away(self.limit.saturating_sub(1))), moving)
     }
 
-    /// A machine for a guest: one that waits, else, once guests have as many as they may, that of one which rests. None when a new one is to be made.
-    pub(crate) fn obtain(&self) -> Option<Core> {
-        self.take().or_else(|| self.take_away(self.limit.saturating_sub(1)))
+    /// A guest is started, alone. If it starts from a template, a start that was made ahead for it is taken, and another one is wanted.
+    pub(crate) fn start(&self, captured: Option<&Arc<Captured>>) -> Option<(Core, Arc<GuestMemory>)> {
+        let mut pool = self.lock();
+        pool.started = Instant::now();
+        let captured = captured.filter(|_| self.most_ahead() > 0)?;
+        pool.wanted.push_back(Arc::clone(captured));
+        let at = pool.ahead.iter().position(|ahead| ahead.is_of(captured));
+        let found = at.and_then(|at| pool.ahead.remove(at));
+        self.changed.notify_one();
+        drop(pool);
+        found.map(|ahead| {
+            self.started_ahead.fetch_add(1, Ordering::Relaxed);
+            ahead.into_parts()
+        })
+    }
+
+    /// A guest is started, one of many.
+    pub(crate) fn start_of_many(&self) {
+        self.lock().started = Instant::now();
+    }
+
+    /// Most starts that are made ahead: half of what is spare is for guests of another kind.
+    fn most_ahead(&self) -> usize {
+        self.spare / 2
+    }
+
+    /// Starts that were made ahead and found their guest.
+    pub(crate) fn started_ahead(&self) -> u64 {
+        self.started_ahead.load(Ordering::Relaxed)
     }
 
     /// A guest has a machine from now on, and may have to do without it later.
@@ -107,7 +227,7 @@ impl Machines {
 
     /// Whether there are more machines than there may be: some guests could not do without theirs when others came.
     fn surplus(&self, pool: &Pool) -> bool {
-        let all = |holders: &Holders<_>| holders.len() + pool.ready.len();
+        let all = |holders: &Holders<_>| holders.len() + pool.spare() + pool.moving;
         if !self.is_limited() || all(&self.holders()) <= self.limit {
             return false;
         }
@@ -141,26 +261,22 @@ impl Machines {
         drop(holders);
         self.taken_away.fetch_add(1, Ordering::Relaxed);
         let mut core = core?;
-        match core.reset() {
-            Ok(()) => Some(core),
-            Err(e) => {
-                log::debug!("a machine is not used again: {e}");
-                None
-            }
-        }
+        used_again(core.reset().map(|()| core))
     }
 
     /// Takes back the core of a guest that has ended in order and had one core.
     pub(crate) fn put_back(&self, mut core: Core) {
-        if self.most == 0 || self.lock().ready.len() >= self.most {
+        if self.most == 0 || self.lock().spare() >= self.most {
             return;
         }
-        match core.reset().and_then(|()| core.machine().detach()) {
-            Ok(()) => {
-                self.reused.fetch_add(1, Ordering::Relaxed);
-                self.lock().ready.push(core);
+        let emptied = core.reset().and_then(|()| core.machine().detach());
+        if let Some(core) = used_again(emptied.map(|()| core)) {
+            self.reused.fetch_add(1, Ordering::Relaxed);
+            let mut pool = self.lock();
+            pool.ready.push(core);
+            if !pool.wanted.is_empty() {
+                self.changed.notify_one();
             }
-            Err(e) => log::debug!("a machine is not used again: {e}"),
         }
     }
 
@@ -179,50 +295,108 @@ impl Machines {
         Machine::new(&self.host)?.create_core(0)
     }
 
+    /// What is to be done for the pool.
+    fn next(&self, pool: &mut Pool) -> Next {
+        let surplus = self.surplus(pool);
+        if surplus && pool.spare() > self.spare {
+            // Those of guests that have ended go first.
+            return match pool.ready.pop() {
+                Some(core) => Next::Do(Task::Drop(core)),
+                None => pool.ahead.pop_front().map_or(Next::Wait, |oldest| Next::Do(Task::Strip(oldest))),
+            };
+        }
+        if surplus {
+            return Next::Do(Task::TakeAway);
+        }
+        let since = pool.started.elapsed();
+        // The latest starts say what is started next.
+        while pool.wanted.len() > self.most_ahead() {
+            pool.wanted.pop_front();
+        }
+        if !pool.wanted.is_empty() && !pool.ready.is_empty() {
+            if since < ANSWERED {
+                return Next::Rest(ANSWERED - since);
+            }
+            if pool.ahead.len() + pool.wanted.len() > self.most_ahead()
+                && let Some(oldest) = pool.ahead.pop_front()
+            {
+                return Next::Do(Task::Strip(oldest));
+            }
+            if let Some(captured) = pool.wanted.pop_front()
+                && let Some(core) = pool.take(captured.memory.shared())
+            {
+                return Next::Do(Task::Prepare(core, captured));
+            }
+        }
+        if pool.spare() >= self.spare {
+            return Next::Wait;
+        }
+        if self.is_limited() && self.holders().len() + pool.spare() + pool.moving >= self.limit {
+            return Next::Do(Task::TakeAway);
+        }
+        if since < QUIET { Next::Rest(QUIET - since) } else { Next::Do(Task::Make) }
+    }
+
     /// Fills the pool until it is told to stop.
     pub(crate) fn keep_filling(&self) {
+        // Lives as long as the process: a signal may look at it at any time. Nobody calls, though.
+        let attention: &'static Attention = Box::leak(Box::default());
+        if let Err(e) = attention.adopt() {
+            log::warn!("no machine can be made ahead: {e}");
+            return;
+        }
         let mut pool = self.lock();
         while !pool.stopping {
-            let surplus = self.surplus(&pool);
-            if pool.ready.len() >= self.spare && !surplus {
-                pool = self.changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
-                continue;
+            match self.next(&mut pool) {
+                Next::Wait => pool = self.changed.wait(pool).unwrap_or_else(PoisonError::into_inner),
+                Next::Rest(time) => pool = self.rest(pool, time),
+                Next::Do(task) => {
+                    drop(pool);
+                    let done = self.act(task, attention);
+                    pool = self.lock();
+                    match done {
+                        Done::Machine(core) if pool.spare() < self.spare.max(self.most) => {
+                            pool.ready.push(core)
+                        }
+                        Done::Machine(_) | Done::Nothing => {}
+                        Done::Ahead(ahead) => pool.ahead.push_back(ahead),
+                        Done::Refused(time) => pool = self.rest(pool, time),
+                    }
+                }
             }
-            if surplus && pool.ready.len() > self.spare {
-                // Those of guests that have ended go first.
-                let core = pool.ready.pop();
-                drop(pool);
+        }
+        // What is ahead holds memory of the cell's arena.
+        let ahead = std::mem::take(&mut pool.ahead);
+        drop(pool);
+        drop(ahead);
+    }
+
+    fn act(&self, task: Task, attention: &Attention) -> Done {
+        match task {
+            Task::Drop(core) => {
                 drop(core);
-                pool = self.lock();
-                continue;
+                Done::Nothing
             }
-            if surplus || self.is_limited() && self.holders().len() + pool.ready.len() >= self.limit {
-                drop(pool);
-                let core = self.take_away(self.limit.saturating_sub(self.spare));
-                pool = self.lock();
-                match core {
-                    Some(core) if pool.ready.len() < self.spare => pool.ready.push(core),
-                    Some(_) => {}
-                    // All are busy.
-                    None => pool = self.rest(pool, BUSY),
-                }
-                continue;
-            }
-            let since = pool.taken.elapsed();
-            if since < QUIET {
-                pool = self.rest(pool, QUIET - since);
-                continue;
-            }
-            drop(pool);
-            let made = self.make();
-            pool = self.lock();
-            match made {
-                Ok(core) => pool.ready.push(core),
-                Err(e) => {
+            // All are busy.
+            Task::TakeAway => self
+                .take_away(self.limit.saturating_sub(self.spare))
+                .map_or(Done::Refused(BUSY), Done::Machine),
+            Task::Make => self.make().map_or_else(
+                |e| {
                     log::warn!("no machine can be made ahead: {e}");
-                    pool = self.rest(pool, Duration::from_secs(1));
-                }
-            }
+                    Done::Refused(REFUSED)
+                },
+                Done::Machine,
+            ),
+            Task::Prepare(core, captured) => Ahead::new(core, captured, &self.arena, &self.host, attention)
+                .map_or_else(
+                    |e| {
+                        log::debug!("no start can be made ahead: {e}");
+                        Done::Nothing
+                    },
+                    Done::Ahead,
+                ),
+            Task::Strip(ahead) => used_again(ahead.strip()).map_or(Done::Nothing, Done::Machine),
         }
     }
 
@@ -240,4 +414,9 @@ impl Machines {
         self.lock().stopping = true;
         self.changed.notify_all();
     }
+}
+
+/// A machine that was emptied, unless that failed.
+fn used_again(emptied: Result<Core, MachineError>) -> Option<Core> {
+    emptied.inspect_err(|e| log::debug!("a machine is not used again: {e}")).ok()
 }

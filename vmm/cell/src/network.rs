@@ -30,7 +30,7 @@ use crate::cell::{NetworkConfig, NetworkSpec, Shared};
 use crate::guest::Guest;
 use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
-use crate::worker::{poll_for, wait};
+use crate::vigil::timespec;
 
 /// Who serves the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -715,4 +715,18 @@ impl Shared {
             network.receive();
         }
     }
+}
+
+/// An entry for `poll` that waits for input; a negative descriptor is ignored.
+fn poll_for(fd: i32) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// Waits for one of several descriptors, at most `timeout` if there is one.
+fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
+    let spec = timeout.map(timespec);
+    let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = polls.len() as libc::nfds_t;
+    // SAFETY: the slice and the time are valid for the call; an interrupted wait is a wait that ended.
+    unsafe { libc::ppoll(polls.as_mut_ptr(), count, spec, std::ptr::null()) };
 }

@@ -265,6 +265,11 @@ impl WorkerShared {
         self.sleeping.load(Ordering::SeqCst)
     }
 
+    /// Whether this is the calling thread's, and has neither a core that runs nor one that waits.
+    pub(crate) fn is_mine_and_free(&self) -> bool {
+        self.attention.is_mine() && self.waiting() == 0 && locked(&self.queue).turn.is_none()
+    }
+
     /// What becomes readable when the sleeping worker is woken.
     pub(crate) fn event(&self) -> RawFd {
         self.event.as_raw_fd()

@@ -19,6 +19,7 @@ use crate::guest::{CoreSlot, CoreState, Guest, Seat, VirtualCore};
 use crate::hypercalls::{self, After};
 use crate::queue::{Queued, Timer, WorkerShared, since};
 use crate::report::{Cause, End, Fault};
+use crate::vigil::Vigil;
 
 /// How long a worker stays awake for a guest that is being made.
 const EXPECT: Duration = Duration::from_millis(2);
@@ -29,6 +30,7 @@ const HEARTBEAT: Duration = Duration::from_nanos(HEARTBEAT_NS);
 pub(crate) struct Worker {
     cell: Arc<Shared>,
     index: usize,
+    vigil: Vigil,
 }
 
 /// How a core's turn ended.
@@ -51,7 +53,8 @@ impl Worker {
     /// Makes the worker of the calling thread.
     pub(crate) fn new(cell: Arc<Shared>, index: usize) -> std::io::Result<Worker> {
         cell.workers[index].adopt()?;
-        Ok(Worker { cell, index })
+        let vigil = Vigil::new(cell.workers[index].event())?;
+        Ok(Worker { cell, index, vigil })
     }
 
     fn mine(&self) -> &WorkerShared {
@@ -266,7 +269,8 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
-        let mine = self.mine();
+        let Worker { cell, index, vigil } = self;
+        let mine = &cell.workers[*index];
         let since = Instant::now();
         while mine.expects() && since.elapsed() < EXPECT {
             if mine.waiting() > 0 {
@@ -279,39 +283,21 @@ impl Worker {
             std::thread::yield_now();
         }
         mine.set_sleeping(true);
-        if mine.waiting() == 0 && !self.cell.is_stopping() {
-            let deadline = mine.next_timer().and_then(|at| self.cell.moment(at));
+        if mine.waiting() == 0 && !cell.is_stopping() {
+            let deadline = mine.next_timer().and_then(|at| cell.moment(at));
             let deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let (watched, patience) = self.cell.watch(self.index);
-            let mut polls = [poll_for(mine.event()), poll_for(watched.unwrap_or(-1))];
-            wait(&mut polls, [deadline, patience].into_iter().flatten().min());
+            let (watched, patience) = cell.watch(*index);
+            let woken = vigil.keep(watched, [deadline, patience].into_iter().flatten().min());
             mine.set_sleeping(false);
-            if polls[0].revents != 0 {
+            if woken.called {
                 mine.clear_event();
             }
-            if polls[1].revents != 0 || patience.is_some() {
-                self.cell.watched();
+            if woken.readable || patience.is_some() {
+                cell.watched();
             }
         }
         mine.set_sleeping(false);
     }
-}
-
-/// An entry for `poll` that waits for input; a negative descriptor is ignored.
-pub(crate) fn poll_for(fd: i32) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
-}
-
-/// Waits for one of several descriptors, at most `timeout` if there is one.
-pub(crate) fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
-    let spec = timeout.map(|t| libc::timespec {
-        tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_nsec: libc::c_long::from(t.subsec_nanos()),
-    });
-    let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let count = polls.len() as libc::nfds_t;
-    // SAFETY: the slice and the time are valid for the call; an interrupted wait is a wait that ended.
-    unsafe { libc::ppoll(polls.as_mut_ptr(), count, spec, std::ptr::null()) };
 }
 
 /// Enters the guest at its handler if it wants that and an interrupt it waits for is pending.

@@ -3,10 +3,10 @@
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::OnceLock;
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
-use crate::machine::{Core, MachineError, host_time_stamp};
+use crate::machine::{Core, MachineError, failed, host_time_stamp};
 
 /// Why this host cannot run guests, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,10 @@ pub enum HostError {
 /// The state components that a guest may use: x87, SSE, AVX, AVX-512.
 const XCR0_MASK: u64 = 0xe7;
 
+/// Unless it is disabled, taking one memory slot away takes every slot's pages from the shadow or nested page tables of the VM (Linux 6.12 and later have
+/// the choice).
+const QUIRK_SLOT_ZAP_ALL: u64 = 1 << 7;
+
 /// `/dev/kvm`, and what machines of this process have in common.
 #[derive(Debug)]
 pub struct Host {
@@ -40,6 +44,10 @@ pub struct Host {
     tsc_khz: OnceLock<u32>,
     /// Guests see the host's time-stamp counter.
     shares_tsc: OnceLock<bool>,
+    /// Quirks of KVM that its VMs can do without, and are to.
+    quirks: u64,
+    /// The kernel's version.
+    release: (u32, u32),
 }
 
 impl Host {
@@ -82,7 +90,32 @@ impl Host {
         let own = |leaf| std::arch::x86_64::__cpuid_count(leaf, 0);
         let rdrand = leaf(1, 0).is_some_and(|e| e.ecx & 1 << 30 != 0);
         let cpu_features = features(own(1).ecx, own(7).ebx, xcr0, rdrand);
-        Ok(Host { kvm, cpuid, xcr0, cpu_features, tsc_khz: OnceLock::new(), shares_tsc: OnceLock::new() })
+        // Negative where the kernel does not know the question.
+        let known = kvm.check_extension_raw(u64::from(KVM_CAP_DISABLE_QUIRKS2));
+        Ok(Host {
+            kvm,
+            cpuid,
+            xcr0,
+            cpu_features,
+            tsc_khz: OnceLock::new(),
+            shares_tsc: OnceLock::new(),
+            quirks: u64::try_from(known).unwrap_or(0) & QUIRK_SLOT_ZAP_ALL,
+            release: release(),
+        })
+    }
+
+    /// A VM that is what this program expects, and does not do what older ones did.
+    pub(crate) fn create_vm(&self) -> Result<VmFd, MachineError> {
+        let vm = self.kvm.create_vm().map_err(failed("create a virtual machine"))?;
+        if self.quirks != 0 {
+            let disable = kvm_enable_cap {
+                cap: KVM_CAP_DISABLE_QUIRKS2,
+                args: [self.quirks, 0, 0, 0],
+                ..Default::default()
+            };
+            vm.enable_cap(&disable).map_err(failed("disable quirks"))?;
+        }
+        Ok(vm)
     }
 
     /// `CPU_*` bits of the virtual registers.
@@ -129,11 +162,25 @@ impl Host {
         Ok((guest, host))
     }
 
+    /// Whether a core may run on one thread now and on another one then at no cost. Before Linux 6.13 the second one waits for a grace period of the kernel:
+    /// milliseconds.
+    #[must_use]
+    pub fn runs_on_any_thread(&self) -> bool {
+        self.release >= (6, 13)
+    }
+
     /// Most virtual CPUs of one machine.
     #[must_use]
     pub fn max_cores(&self) -> usize {
         self.kvm.get_max_vcpus()
     }
+}
+
+/// Version of the running kernel; zeros if it does not say.
+fn release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// `CPU_*` bits, by the processor's own leaves: an unprivileged instruction works in a guest when the processor has it and its

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foraker_abi::hypercall::DOORBELL_PORT;
 use foraker_abi::layout::{
     GDT, IDT, KERNEL_CODE, KERNEL_DATA, SYSCALL_STUB, TASK_STATE_SIZE, TASK_STATES, USER_CODE, USER_DATA,
-    VECTORS,
+    VECTORS, VISIT,
 };
 use foraker_memory::shared::TASK_STATE_LIMIT;
 use foraker_memory::{GuestMemory, Shared, Slot};
@@ -87,8 +87,7 @@ impl Machine {
     /// # Errors
     /// The host has no more VMs or descriptors to give.
     pub fn new(host: &Arc<Host>) -> Result<Arc<Machine>, MachineError> {
-        let vm = host.kvm.create_vm().map_err(failed("create a virtual machine"))?;
-        Ok(Arc::new(Machine { vm, host: Arc::clone(host), attached: Mutex::default() }))
+        Ok(Arc::new(Machine { vm: host.create_vm()?, host: Arc::clone(host), attached: Mutex::default() }))
     }
 
     fn attached(&self) -> MutexGuard<'_, Attached> {
@@ -114,6 +113,12 @@ impl Machine {
         self.set_slot(1, &own, own.size)?;
         attached.memory = Some(Arc::clone(memory));
         Ok(())
+    }
+
+    /// Whether it has this shared part: what KVM knows of it is then in place for the next guest.
+    #[must_use]
+    pub fn has(&self, shared: &Arc<Shared>) -> bool {
+        self.attached().shared.as_ref().is_some_and(|there| Arc::ptr_eq(there, shared))
     }
 
     /// Takes the guest's memory away. No core may be running.
@@ -299,6 +304,19 @@ impl Core {
             None => Exit::Interrupted,
             Some(Raw::Done(exit)) => exit,
             Some(Raw::Out(port, bytes)) => exit::of_port(port, bytes, self.registers().rip),
+        }
+    }
+
+    /// Has a core that no guest has read a byte at each address of a list in its memory, up to a 0, so that they are in KVM's page tables before a guest
+    /// needs them. What the core holds afterwards is no guest's.
+    ///
+    /// # Errors
+    /// The host refuses, or the core came out for another reason than that it was done: it must not be used again.
+    pub fn visit(&mut self, page_tables: u64, list: u64, attention: &Attention) -> Result<(), MachineError> {
+        self.begin(page_tables, Start { entry: VISIT, stack: 0, argument: list })?;
+        match self.run(attention) {
+            Exit::Hypercall => self.complete_exit(),
+            _ => Err(failed("visit memory")(kvm_ioctls::Error::new(libc::EFAULT))),
         }
     }
 

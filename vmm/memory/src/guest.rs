@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegio
 use crate::MemoryError;
 use crate::arena::{Arena, Range};
 use crate::plan::{Plan, STACK_TOP};
-use crate::template::Template;
+use crate::template::{Template, as_size};
 
 /// A piece of guest-physical memory, as KVM wants it.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +89,25 @@ impl GuestMemory {
             plan,
             range,
         })
+    }
+
+    /// Writes where guests look first into the page of the virtual registers, as a list of addresses up to a 0, and says where. For a guest that has not
+    /// been started: its registers are written afterwards.
+    #[must_use]
+    pub fn itinerary(&self) -> u64 {
+        let most = as_size(PAGE_SIZE) / size_of::<u64>() - 1;
+        let stops = self.template.stops().into_iter().take(most).chain([0]);
+        for (at, stop) in stops.enumerate() {
+            // SAFETY: within the page, which is aligned and the guest's own; no guest runs yet.
+            unsafe { self.registers().cast::<u64>().add(at).write(stop) };
+        }
+        REGISTERS
+    }
+
+    /// Makes the page of the virtual registers as it was before [`Self::itinerary`].
+    pub fn forget_itinerary(&self) {
+        // SAFETY: as above; zeros are valid for every field.
+        unsafe { self.registers().cast::<u8>().write_bytes(0, as_size(PAGE_SIZE)) };
     }
 
     /// Bytes that are there now.

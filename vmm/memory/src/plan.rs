@@ -2,7 +2,7 @@
 
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, LARGE_PAGE_SIZE, MAX_MEMORY,
-    MAX_STACK, MIN_MEMORY, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END, TASK_STATES,
+    MAX_STACK, MIN_MEMORY, PAGE_SIZE, REGISTERS, SUPERVISOR_BASE, SUPERVISOR_END, TASK_STATES, VISIT,
 };
 use foraker_image::{Image, Rights};
 
@@ -98,6 +98,7 @@ impl Plan {
             (SUPERVISOR_BASE..FAULT_STUBS, Access::SupervisorRead),
             (FAULT_STUBS..TASK_STATES, Access::SupervisorExecute),
             (TASK_STATES..SUPERVISOR_END, Access::SupervisorRead),
+            (VISIT..VISIT + PAGE_SIZE, Access::User(Rights::Execute)),
         ];
         let segments = |write| image.segments.iter().filter(move |s| (s.rights == Rights::Write) == write);
         ranges.extend(segments(false).map(|s| (s.address..s.end(), Access::User(s.rights))));

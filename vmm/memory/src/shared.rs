@@ -10,7 +10,7 @@ use foraker_abi::fault::{BP, OF};
 use foraker_abi::hypercall::{DOORBELL_PORT, FAULT_PORT, PORT};
 use foraker_abi::layout::{
     FAULT_FRAME_SIZE, FAULT_STACK, FAULT_STUB_SIZE, FAULT_STUBS, GDT, IDT, KERNEL_CODE, MAX_CORES, PAGE_SIZE,
-    SUPERVISOR_BASE, SYSCALL_STUB, TASK_STATE_SIZE, TASK_STATES, VECTORS,
+    SUPERVISOR_BASE, SYSCALL_STUB, TASK_STATE_SIZE, TASK_STATES, VECTORS, VISIT,
 };
 use foraker_image::{Image, Rights};
 
@@ -166,11 +166,17 @@ fn supervisor() -> Vec<(u64, Vec<u8>)> {
         state.resize(usize::try_from(TASK_STATE_SIZE).unwrap_or(128), 0xff);
         task_states.extend_from_slice(&state);
     }
+    // `next: mov rax, [rdi]; test rax, rax; jz done; mov al, [rax]; add rdi, 8; jmp next; done: out PORT, al; jmp done`
+    let visit: [u8; 20] = [
+        0x48, 0x8b, 0x07, 0x48, 0x85, 0xc0, 0x74, 0x08, 0x8a, 0x00, 0x48, 0x83, 0xc7, 0x08, 0xeb, 0xf0, 0xe6,
+        PORT, 0xeb, 0xfc,
+    ];
     vec![
         (IDT, idt),
         (GDT, gdt.iter().flat_map(|d| d.to_le_bytes()).collect()),
         (FAULT_STUBS, stubs),
         (TASK_STATES, task_states),
+        (VISIT, visit.to_vec()),
     ]
 }
 

@@ -14,7 +14,7 @@ use foraker_abi::layout::{
 use foraker_image::{Image, Rights};
 
 use crate::guest::{GuestMemory, Pages};
-use crate::plan::{Plan, STACK_TOP};
+use crate::plan::{Access, Plan, STACK_TOP};
 use crate::shared::Shared;
 use crate::{MemoryError, tables};
 
@@ -27,6 +27,9 @@ const MOST_LEARNED: u64 = 48;
 const FIRST_WORKING_SET: u64 = 256 << 10;
 /// Most ranges of a working set: each is an operation at each start.
 const MOST_RANGES: usize = 64;
+
+/// What KVM maps at one fault where page tables are shadowed, bytes: an aligned group of eight pages.
+const GROUP: u64 = 8 * PAGE_SIZE;
 
 /// Content of some pages, at an offset into the guest's own memory.
 #[derive(Debug)]
@@ -190,6 +193,28 @@ impl Template {
     /// What is filled before a guest runs, as offsets.
     pub(crate) fn working_set(&self) -> Vec<Range<u64>> {
         self.working_set.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where guests that start here look first: one address in each aligned group of pages that the host maps at one fault, of text, read-only data and
+    /// the working set.
+    pub(crate) fn stops(&self) -> Vec<u64> {
+        let image = self
+            .plan
+            .ranges
+            .iter()
+            .filter(|(_, access)| matches!(access, Access::User(Rights::Execute | Rights::Read)));
+        let image = image.map(|(range, _)| range.clone()).filter(|range| range.end <= self.plan.shared_end);
+        let own =
+            |range: Range<u64>| self.plan.memory_start + range.start..self.plan.memory_start + range.end;
+        let mut stops = Vec::new();
+        for range in image.chain(self.working_set().into_iter().map(own)) {
+            let mut at = range.start;
+            while at < range.end {
+                stops.push(at);
+                at = (at + 1).next_multiple_of(GROUP);
+            }
+        }
+        stops
     }
 
     /// Everything that has content, and the working set: what is filled where nobody fills pages later.
