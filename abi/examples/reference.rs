@@ -332,7 +332,7 @@ fn control_page(out: &mut String) {
     let source = Source::read(include_str!("../src/control.rs"));
     heading(out, "Control page", &source.module);
     let layout = structure!(control::CoreControl:
-        pending upcall_mask upcall_handler upcall_enabled reserved0 reserved1
+        pending upcall_mask upcall_handler upcall_enabled reserved0 awaited awaited_until reserved1
     );
     let (_, text, _) = source.structure(layout.name);
     let _ = write!(out, "### `CoreControl`, {} bytes\n\n{text}\n\n", layout.size);

@@ -29,3 +29,17 @@ pub fn take() -> u64 {
 pub fn pending() -> u64 {
     crate::registers::control().pending.load(Ordering::Acquire) | TAKEN_BY_UPCALL.load(Ordering::Relaxed)
 }
+
+/// Says for which acknowledgement core 0 is not to be woken (0 for none), and until when it rests once that has come.
+#[inline]
+pub(crate) fn do_without(awaited: u64, until: u64) {
+    let control = crate::registers::control();
+    // Another one has to be cleared, before its deadline goes.
+    if control.awaited.load(Ordering::Relaxed) != awaited {
+        control.awaited.store(0, Ordering::Release);
+    }
+    if awaited != 0 {
+        control.awaited_until.store(until, Ordering::Release);
+        control.awaited.store(awaited, Ordering::Release);
+    }
+}

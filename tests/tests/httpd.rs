@@ -230,3 +230,23 @@ fn every_way_of_serving_rings() {
         assert_eq!(running.stop().status, 0, "{service}");
     }
 }
+
+/// A request finds the server at rest, and so does the next: each wakes it once, and the acknowledgement of the answer does not.
+#[test]
+fn a_request_wakes_a_server_once() {
+    let (running, server) = serving(&[]);
+    let mut connection = Connection::open(server).expect("a connection");
+    const REQUESTS: u64 = 40;
+    for _ in 0..REQUESTS {
+        std::thread::sleep(Duration::from_millis(60));
+        assert_eq!(connection.get("/bytes/100").expect("an answer").status, 200);
+    }
+    drop(connection);
+    let ended = running.stop();
+    assert_eq!(ended.status, 0, "{ended}");
+    let (web, rest) = (ended.report(), 25);
+    let exits = web.guest("web").counter("exits");
+    // Start, first requests, stop; a machine that loses time may have answers sent again.
+    let most = REQUESTS + rest + if emulated() { REQUESTS } else { 0 };
+    assert!((REQUESTS..=most).contains(&exits), "{exits} exits for {REQUESTS} requests");
+}

@@ -242,6 +242,54 @@ fn guests_share_machines() {
     assert_eq!(serve.stop().status, 0);
 }
 
+/// Whether a process is in a control group of its own.
+fn has_own_group(process: i32) -> bool {
+    let groups = std::fs::read_to_string(format!("/proc/{process}/cgroup")).expect("a process");
+    groups.lines().any(|line| line.contains("/foraker-"))
+}
+
+/// Processor time of a process so far, seconds.
+fn processor_time(process: i32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("a process");
+    // The name, which may hold anything, ends with the last parenthesis.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: f64 = fields.skip(11).take(2).map(|n| n.parse::<f64>().expect("ticks")).sum();
+    ticks / 100.0
+}
+
+/// A share means the same in every cell: guests of one that have three times the share of those of another get three times as much of the processors.
+#[test]
+fn shares_hold_between_cells() {
+    let serve = Serve::start("shares", 2, "10.111");
+    if !serve.cells().into_iter().all(has_own_group) {
+        println!("skipped: no control group may be made here, so that cells share the processors alike");
+        assert_eq!(serve.stop().status, 0);
+        return;
+    }
+    let hostile = image("hostile").display().to_string();
+    // As many for each cell as there are processors, in turn.
+    for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+        for share in ["300", "100"] {
+            let ran = serve.ask(&["run", "--cpu-shares", share, &hostile, "endless-loop"]);
+            assert_eq!(ran.status, 0, "{ran}");
+        }
+    }
+    let guests = serve.guests();
+    assert!(guests.iter().all(|g| g.cell == (g.id as usize + 1) % 2), "in turn: {guests:?}");
+    let used = || serve.cells().into_iter().map(processor_time).collect::<Vec<_>>();
+    // Cells say what they ask for every half a second; a busy machine disturbs a few seconds, not all.
+    let held = eventually(seconds(20), || {
+        let before = used();
+        std::thread::sleep(Duration::from_secs(2));
+        let after = used();
+        let grown: Vec<_> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+        (2.0..4.5).contains(&(grown[0] / grown[1].max(0.01)))
+    });
+    assert!(held, "{:?}", used());
+    assert_eq!(serve.ask(&["stop", "--kill", "--all"]).status, 0);
+    assert_eq!(serve.stop().status, 0);
+}
+
 #[test]
 fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
     let mut first = Serve::start("twice", 1, "10.114");

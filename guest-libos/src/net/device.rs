@@ -1,7 +1,7 @@
 //! The device that smoltcp sees: IP packets, one received packet at a time, and the transmit ring behind it.
 
 use super::checksum;
-use super::frame::Mac;
+use super::frame::{self, Mac, Segment};
 use super::neighbors::Neighbors;
 use super::ring::Transmitter;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,6 +24,8 @@ pub(crate) struct Device {
     pub(crate) with_large: bool,
     /// A packet could not be sent because the ring is full.
     pub(crate) exhausted: bool,
+    /// The last TCP segment that was sent and is to be acknowledged.
+    pub(crate) last: Option<Segment>,
     pub(crate) counters: Counters,
 }
 
@@ -118,7 +120,7 @@ fn destination(ip: &[u8]) -> Option<IpAddr> {
 impl phy::TxToken for TxToken<'_> {
     #[inline]
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let Device { transmitter, neighbors, destination: to, features, counters, .. } = self.device;
+        let Device { transmitter, neighbors, destination: to, features, counters, last, .. } = self.device;
         let own = neighbors.addresses().mac;
         let mut unknown = false;
         // `f` must run, whatever becomes of the packet; a packet that cannot be sent is lost, as on any network.
@@ -126,6 +128,9 @@ impl phy::TxToken for TxToken<'_> {
         let sent = transmitter.send(ETHERNET_HEADER + length, |frame| {
             let (ethernet, ip) = frame.split_at_mut(ETHERNET_HEADER);
             let result = f.take().map(|f| f(ip));
+            if let Some(segment) = frame::segment(ip) {
+                *last = Some(segment);
+            }
             let mac = to.or_else(|| neighbors.lookup(destination(ip)?));
             unknown = mac.is_none();
             // To nobody, if the neighbour is not known: the switch drops it.

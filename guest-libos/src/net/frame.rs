@@ -30,6 +30,8 @@ pub(crate) enum Kind {
 /// TCP flag.
 pub(crate) const SYN: u8 = 2;
 /// TCP flag.
+pub(crate) const FIN: u8 = 1;
+/// TCP flag.
 pub(crate) const RST: u8 = 4;
 /// TCP flag.
 pub(crate) const ACK: u8 = 16;
@@ -168,6 +170,37 @@ fn transport(
         }
         _ => Kind::OtherIp,
     }
+}
+
+/// A TCP segment that the other side will acknowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+    /// The acknowledgement number that covers it.
+    pub(crate) end: u32,
+    /// Bytes of data.
+    pub(crate) data: usize,
+}
+
+/// What of an IP packet that is sent, well-formed as it is, will be acknowledged.
+#[inline]
+pub(crate) fn segment(ip: &[u8]) -> Option<Segment> {
+    let header = match ip.first()? >> 4 {
+        4 if ip.get(9) == Some(&TCP) => usize::from(ip[0] & 15) * 4,
+        6 if ip.get(6) == Some(&TCP) => 40,
+        _ => return None,
+    };
+    let tcp = ip.get(header..)?;
+    let [s0, s1, d0, d1, n0, n1, n2, n3, _, _, _, _, offset, flags] = *tcp.first_chunk::<14>()?;
+    let data = tcp.len().checked_sub(usize::from(offset >> 4) * 4)?;
+    let numbered = data as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+    (numbered > 0).then(|| Segment {
+        local_port: u16::from_be_bytes([s0, s1]),
+        remote_port: u16::from_be_bytes([d0, d1]),
+        end: u32::from_be_bytes([n0, n1, n2, n3]).wrapping_add(numbered),
+        data,
+    })
 }
 
 fn parse_arp(source: Mac, payload: &[u8]) -> Option<Parsed<'_>> {

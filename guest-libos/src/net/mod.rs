@@ -160,6 +160,12 @@ pub(crate) fn next_timer() -> Option<u64> {
     with_running(|stack| stack.next_timer()).flatten()
 }
 
+/// The acknowledgement for which the guest need not be woken, and until when the network may rest once that has come.
+#[inline]
+pub(crate) fn awaited() -> Option<(u64, u64)> {
+    with_running(Stack::awaited).flatten()
+}
+
 /// Sends everything that can be sent at once; used before the guest ends.
 pub(crate) fn flush() {
     for _ in 0..16 {

@@ -40,6 +40,8 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Most connections kept in TIME-WAIT. The oldest go first: what comes late for them is answered by a reset. None is kept whose other side is on
 /// the link, which is the host or a neighbour: nothing comes late from there.
 const TIME_WAIT: usize = 512;
+/// How long a guest rests at most, nanoseconds, with the acknowledgement of a beginning or an end of a connection in its ring.
+const SOON: u64 = 1_000_000_000;
 /// Connections that are gone whose memory is kept for others. The one that went last is the next one's, so that a quiet server touches the same few
 /// pages for each.
 const KEPT_FLOWS: usize = 16;
@@ -64,6 +66,8 @@ pub(crate) struct Flow {
     /// Established and in the listener's queue.
     queued: bool,
     time_wait: bool,
+    /// A task waits for room, or for what it wrote to arrive.
+    waits: bool,
 }
 
 impl Flow {
@@ -83,13 +87,15 @@ impl Flow {
             listener: None,
             queued: false,
             time_wait: false,
+            waits: false,
         }
     }
 
     /// Nobody's again: what else there is of its connection goes when the socket opens.
     fn clear(&mut self) {
-        (self.dirty, self.orphan, self.queued, self.time_wait, self.listener) =
-            (false, false, false, false, None);
+        (self.dirty, self.orphan, self.queued, self.time_wait, self.waits) =
+            (false, false, false, false, false);
+        self.listener = None;
         let socket = self.socket();
         socket.abort();
         as_new(socket);
@@ -98,6 +104,12 @@ impl Flow {
     #[inline]
     pub(crate) fn socket(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    /// A task waits until the other side has taken something: the acknowledgement wakes it.
+    pub(crate) fn wait_for_acknowledgement(&mut self, waker: &Waker) {
+        self.waits = true;
+        self.socket().register_send_waker(waker);
     }
 }
 
@@ -112,6 +124,7 @@ pub(crate) struct Buffers {
 pub(crate) struct Listener {
     buffers: Buffers,
     backlog: usize,
+    client_speaks_first: bool,
     /// Connections that are not accepted yet, established or not.
     pending: usize,
     ready: VecDeque<usize>,
@@ -149,6 +162,19 @@ pub(crate) struct Stack {
     next_port: u16,
     now: Instant,
     want_tx_interrupt: bool,
+    /// The last segment that was sent, if its acknowledgement is of no interest to anybody.
+    awaited: Option<Awaited>,
+}
+
+/// An acknowledgement for which the guest need not be woken.
+#[derive(Clone, Copy)]
+struct Awaited {
+    /// The connection.
+    id: usize,
+    segment: frame::Segment,
+    state: tcp::State,
+    /// When the connection wants to be looked at, though it has come.
+    until: u64,
 }
 
 /// `timers` value of what is not a flow.
@@ -197,6 +223,7 @@ impl Stack {
             features: parts.features,
             with_large: parts.with_large,
             exhausted: false,
+            last: None,
             counters: Counters::default(),
         };
         let interface = interface(&addresses, parts.seed, &mut device, instant(now));
@@ -227,6 +254,7 @@ impl Stack {
             next_port: first_port(parts.seed),
             now: instant(now),
             want_tx_interrupt: false,
+            awaited: None,
         }
     }
 
@@ -238,6 +266,7 @@ impl Stack {
         self.device.mtu = mtu;
         self.now = instant(now);
         self.interface = interface(&addresses, seed, &mut self.device, self.now);
+        self.awaited = None;
         self.seed = seed;
         self.next_port = first_port(seed);
         let hasher = super::neighbors::Seed(seed);
@@ -375,6 +404,7 @@ impl Stack {
         };
         let flow = &mut *self.flows[id];
         flow.mac = packet.source;
+        flow.waits = false;
         let device = &mut self.device.receiving(packet.ip);
         self.interface.poll_ingress_single(self.now, device, &mut flow.sockets);
         if flow.listener.is_some() || flow.orphan {
@@ -595,6 +625,7 @@ impl Stack {
             return;
         }
         self.device.destination = Some(flow.mac);
+        self.device.last = None;
         let mut idle_polls = 0;
         for _ in 0..BURST {
             match self.interface.poll_at(self.now, &flow.sockets) {
@@ -634,6 +665,9 @@ impl Stack {
 
     #[inline]
     fn finish_flow(&mut self, id: usize) {
+        if let Some(segment) = self.device.last.take() {
+            self.awaited = self.await_acknowledgement(id, segment);
+        }
         let flow = &mut *self.flows[id];
         let closed = flow.socket().state() == tcp::State::Closed && flow.socket().remote_endpoint().is_none();
         if closed {
@@ -643,6 +677,51 @@ impl Stack {
         if flow.orphan || (flow.listener.is_some() && !flow.queued) {
             self.settle(id);
         }
+    }
+
+    /// Says what to expect after a connection has sent this segment last, if its acknowledgement wakes nobody.
+    fn await_acknowledgement(&mut self, id: usize, segment: frame::Segment) -> Option<Awaited> {
+        let later = nanos(self.now) + SOON;
+        let flow = &mut *self.flows[id];
+        let socket = flow.socket();
+        let (state, timeout) = (socket.state(), socket.timeout().is_some() || socket.keep_alive().is_some());
+        let until = match state {
+            // The other side has begun, and is heard when it goes on.
+            tcp::State::SynReceived => {
+                let listener = self.listeners.get(&flow.listener?)?;
+                listener.client_speaks_first.then_some(later)?
+            }
+            tcp::State::Established if !timeout => u64::MAX,
+            // All that is left to do is to forget it.
+            tcp::State::LastAck => later,
+            _ => return None,
+        };
+        Some(Awaited { id, segment, state, until })
+    }
+
+    /// The acknowledgement for which this guest need not be woken, and until when it may rest once that has come: as
+    /// [`foraker_abi::control::CoreControl`] wants them.
+    pub(crate) fn awaited(&mut self) -> Option<(u64, u64)> {
+        let Awaited { id, segment, state, until } = self.awaited?;
+        if !self.dirty.is_empty() || !self.udp_dirty.is_empty() {
+            return None;
+        }
+        let flow = self.flows.get_mut(id).filter(|flow| {
+            (flow.key.local_port, flow.key.remote_port) == (segment.local_port, segment.remote_port)
+                && !flow.waits
+        });
+        let timer = flow.and_then(|flow| {
+            let (timer, socket) = (flow.timer, flow.socket());
+            // In the last state of a connection there is its end besides.
+            let unacknowledged = state != tcp::State::Established || socket.send_queue() == segment.data;
+            (socket.state() == state && unacknowledged).then_some(timer)
+        });
+        let Some(timer) = timer else {
+            self.awaited = None;
+            return None;
+        };
+        let until = self.timers.next_without(timer).unwrap_or(u64::MAX).min(until);
+        Some((foraker_abi::control::awaited(segment.remote_port, segment.local_port, segment.end), until))
     }
 
     fn transmit_others(&mut self) {
@@ -714,7 +793,13 @@ impl Stack {
 
     // ---- for sockets
 
-    pub(crate) fn listen(&mut self, port: u16, backlog: usize, buffers: Buffers) -> Result<(), Error> {
+    pub(crate) fn listen(
+        &mut self,
+        port: u16,
+        backlog: usize,
+        client_speaks_first: bool,
+        buffers: Buffers,
+    ) -> Result<(), Error> {
         if port == 0 || backlog == 0 || buffers.receive == 0 || buffers.send == 0 || buffers.receive > 1 << 30
         {
             return Err(Error::Invalid);
@@ -722,7 +807,14 @@ impl Stack {
         if self.listeners.contains_key(&port) {
             return Err(Error::InUse);
         }
-        let listener = Listener { buffers, backlog, pending: 0, ready: VecDeque::new(), waker: None };
+        let listener = Listener {
+            buffers,
+            backlog,
+            client_speaks_first,
+            pending: 0,
+            ready: VecDeque::new(),
+            waker: None,
+        };
         self.listeners.insert(port, listener);
         Ok(())
     }

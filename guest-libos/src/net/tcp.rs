@@ -1,7 +1,7 @@
 //! TCP: listeners and streams.
 
 use super::error::Error;
-use super::stack::Buffers;
+use super::stack::{Buffers, Flow};
 use super::{neighbor, with, with_running};
 use core::future::poll_fn;
 use core::marker::PhantomData;
@@ -22,13 +22,18 @@ pub struct Config {
     pub send_buffer: usize,
     /// Connections that a listener keeps before they are accepted, established or not; more are turned away.
     pub backlog: usize,
+    /// Whether who connects speaks first, as in HTTP. A listener may then learn of a connection only with the first data on it, or a second later, and
+    /// a guest that rests is woken once less for each.
+    pub client_speaks_first: bool,
 }
 
 impl Config {
     /// 4 KiB to receive, 16 KiB to send, a backlog of 1024.
-    pub const DEFAULT: Config = Config { receive_buffer: 4 << 10, send_buffer: 16 << 10, backlog: 1024 };
+    pub const DEFAULT: Config =
+        Config { receive_buffer: 4 << 10, send_buffer: 16 << 10, backlog: 1024, client_speaks_first: false };
     /// 1 MiB each way, for bulk transfer.
-    pub const BULK: Config = Config { receive_buffer: 1 << 20, send_buffer: 1 << 20, backlog: 64 };
+    pub const BULK: Config =
+        Config { receive_buffer: 1 << 20, send_buffer: 1 << 20, backlog: 64, client_speaks_first: false };
 
     fn buffers(&self) -> Buffers {
         Buffers { receive: self.receive_buffer, send: self.send_buffer }
@@ -58,7 +63,7 @@ impl TcpListener {
     /// # Errors
     /// [`Error::NoDevice`]; [`Error::InUse`]; [`Error::Invalid`] for port 0 or a size of 0.
     pub fn bind(port: u16, config: Config) -> Result<Self, Error> {
-        with(|stack| stack.listen(port, config.backlog, config.buffers()))??;
+        with(|stack| stack.listen(port, config.backlog, config.client_speaks_first, config.buffers()))??;
         Ok(TcpListener { port, core_zero: PhantomData })
     }
 
@@ -139,7 +144,13 @@ impl TcpStream {
     /// Uses the socket, without a look at what it may then have to send.
     #[inline]
     fn socket<R>(&self, f: impl FnOnce(&mut Socket<'static>) -> R) -> R {
-        match with_running(|stack| f(stack.flow(self.id).socket())) {
+        self.flow(|flow| f(flow.socket()))
+    }
+
+    /// Uses the connection, likewise.
+    #[inline]
+    fn flow<R>(&self, f: impl FnOnce(&mut Flow) -> R) -> R {
+        match with_running(|stack| f(stack.flow(self.id))) {
             Some(result) => result,
             None => unreachable!("a stream without a stack"),
         }
@@ -257,13 +268,14 @@ impl TcpStream {
             return Poll::Ready(Ok(0));
         }
         let result = with_running(|stack| {
-            let socket = stack.flow(self.id).socket();
+            let flow = stack.flow(self.id);
+            let socket = flow.socket();
             if !socket.may_send() {
                 let closed = matches!(socket.state(), State::FinWait1 | State::FinWait2 | State::Closing);
                 return Poll::Ready(Err(if closed { Error::Closed } else { Error::Reset }));
             }
             if !socket.can_send() {
-                socket.register_send_waker(context.waker());
+                flow.wait_for_acknowledgement(context.waker());
                 return Poll::Pending;
             }
             let written = socket.send_slice(data).map_err(|_| Error::Reset);
@@ -292,10 +304,11 @@ impl TcpStream {
     /// [`Error::Reset`], [`Error::Closed`].
     pub async fn write_with<R>(&mut self, mut f: impl FnMut(&mut [u8]) -> (usize, R)) -> Result<R, Error> {
         poll_fn(|context| {
-            let ready = self.socket(|socket| {
+            let ready = self.flow(|flow| {
+                let socket = flow.socket();
                 let ready = !socket.may_send() || socket.can_send();
                 if !ready {
-                    socket.register_send_waker(context.waker());
+                    flow.wait_for_acknowledgement(context.waker());
                 }
                 ready
             });
@@ -326,14 +339,15 @@ impl TcpStream {
     /// [`Error::Reset`].
     pub async fn acknowledged(&mut self) -> Result<(), Error> {
         poll_fn(|context| {
-            self.socket(|socket| {
+            self.flow(|flow| {
+                let socket = flow.socket();
                 if socket.send_queue() == 0 {
                     return Poll::Ready(Ok(()));
                 }
                 if matches!(socket.state(), State::Closed | State::TimeWait) {
                     return Poll::Ready(Err(Error::Reset));
                 }
-                socket.register_send_waker(context.waker());
+                flow.wait_for_acknowledgement(context.waker());
                 Poll::Pending
             })
         })

@@ -228,7 +228,10 @@ fn echoes_over_a_connection_and_closes_in_order() {
 #[test]
 fn content_survives_loss_in_both_directions() {
     for (seed, loss) in [(1, 50), (2, 10)] {
-        echo_server(7 + seed, Config { receive_buffer: 20_000, send_buffer: 70_000, backlog: 1 });
+        echo_server(
+            7 + seed,
+            Config { receive_buffer: 20_000, send_buffer: 70_000, backlog: 1, ..Config::DEFAULT },
+        );
         let mut peer = Peer::new();
         peer.loss = loss;
         peer.random = u64::from(seed);
@@ -772,4 +775,82 @@ fn cost_of_bulk() {
         let way = if port == 9 { "received" } else { "sent" };
         println!("bulk {way}: {:.1} Gbit/s of the guest's time", FRAME as f64 * 8.0 / median(&mut times));
     }
+}
+
+/// What the control page says is awaited: remote port, local port, and until when the guest rests then.
+fn awaited() -> Option<(u16, u16, u64)> {
+    let control = testing::control();
+    let number = control.awaited.load(core::sync::atomic::Ordering::Relaxed);
+    let until = control.awaited_until.load(core::sync::atomic::Ordering::Relaxed);
+    (number != 0).then_some(((number >> 48) as u16, (number >> 32) as u16, until))
+}
+
+#[test]
+fn the_acknowledgement_of_an_answer_need_not_wake_the_guest() {
+    ask_once(true);
+}
+
+#[test]
+fn a_program_that_may_speak_first_hears_of_a_connection() {
+    ask_once(false);
+}
+
+fn ask_once(client_speaks_first: bool) {
+    const SECOND: u64 = 1_000_000_000;
+    echo_server(7, Config { client_speaks_first, ..Config::DEFAULT });
+    let mut peer = Peer::new();
+    let handle = peer.connect(7, 50000, 65536);
+    // The SYN comes, and is answered in the next round.
+    peer.turn();
+    peer.turn();
+    if client_speaks_first {
+        let (remote, local, until) = awaited().expect("the beginning of a connection");
+        assert_eq!((remote, local), (50000, 7));
+        assert!(until > testing::now() && until <= testing::now() + SECOND, "not for ever");
+    } else {
+        assert_eq!(awaited(), None);
+    }
+    peer.turn_until(100, |peer| peer.tcp(handle).may_send());
+    peer.tcp(handle).send_slice(b"x").unwrap();
+    peer.turn();
+    peer.turn();
+    assert_eq!(awaited(), Some((50000, 7, u64::MAX)), "nothing else is to be done");
+    peer.turn_until(100, |peer| peer.tcp(handle).can_recv());
+    // The peer's acknowledgement comes, late.
+    for _ in 0..4 {
+        testing::advance(20_000_000);
+        peer.turn();
+    }
+    assert_eq!(awaited(), None, "it has come");
+}
+
+#[test]
+fn who_waits_for_an_acknowledgement_is_woken() {
+    let listener = TcpListener::bind(7, Config { send_buffer: 1000, ..Config::DEFAULT }).unwrap();
+    let done = Rc::new(Cell::new(0));
+    let steps = done.clone();
+    spawn(async move {
+        let mut stream = listener.accept().await;
+        // More than there is room for.
+        stream.write_all(&[1; 1500]).await.unwrap();
+        steps.set(1);
+        stream.acknowledged().await.unwrap();
+        steps.set(2);
+        stream.write_all(&[1; 10]).await.unwrap();
+        stream.set_timeout(Some(Duration::from_secs(5)));
+        let _ = stream.read(&mut [0; 1]).await;
+    });
+    let mut peer = Peer::new();
+    let handle = peer.connect(7, 50000, 65536);
+    let mut received = 0;
+    peer.turn_until(400, |peer| {
+        assert!(awaited().is_none(), "after {} steps", done.get());
+        testing::advance(20_000_000);
+        let socket = peer.tcp(handle);
+        while socket.can_recv() {
+            received += socket.recv(|bytes| (bytes.len(), bytes.len())).unwrap();
+        }
+        received == 1510
+    });
+    assert_eq!(done.get(), 2);
 }

@@ -219,6 +219,8 @@ fn idle() {
         }
     };
     if !found {
+        let awaited = crate::net::awaited().unwrap_or((0, 0));
+        crate::interrupt::do_without(awaited.0, timer.unwrap_or(u64::MAX).min(awaited.1));
         crate::hypercall::idle(until);
     }
     EXECUTOR.with(|executor| {

@@ -71,6 +71,13 @@ impl<T> Timers<T> {
         self.heap.first().map(|&(deadline, _)| deadline)
     }
 
+    /// As [`next`](Self::next), of all timers but one.
+    pub(crate) fn next_without(&self, key: Key) -> Option<u64> {
+        let second = || self.heap.get(1..3.min(self.heap.len()))?.iter().min();
+        let first = self.heap.first().filter(|(_, first)| *first as usize != key).or_else(second);
+        first.map(|&(deadline, _)| deadline)
+    }
+
     /// Takes a timer that is due at `now`; it stays, unset.
     pub(crate) fn pop(&mut self, now: u64) -> Option<Key> {
         loop {

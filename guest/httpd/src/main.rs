@@ -47,6 +47,7 @@ async fn main() -> i32 {
         receive_buffer: number("RECEIVE_BUFFER", Config::DEFAULT.receive_buffer),
         send_buffer: number("SEND_BUFFER", Config::DEFAULT.send_buffer),
         backlog: 0,
+        client_speaks_first: true,
     };
     // Three quarters of the heap may go to connections; beside its buffers, one takes about two kibibytes.
     let heap = registers().memory_end.saturating_sub(registers().heap_start) as usize;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use foraker_abi::hypercall::READY_AGAIN;
+use foraker_abi::hypercall::{FOREVER, READY_AGAIN};
 use foraker_abi::layout::PAGE_SIZE;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
 use foraker_abi::{hypercall, layout, note};
@@ -27,7 +27,7 @@ use crate::errand::{Errand, Run};
 use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, Seat, VirtualCore};
 use crate::machines::{Machines, Moving};
 use crate::network::{Network, NetworkError, Service};
-use crate::queue::{Queued, WorkerShared, since};
+use crate::queue::{Queued, Timer, WorkerShared, since};
 use crate::report::End;
 use crate::templates::{Candidate, Captured, Key, MOST_CAPTURED};
 use crate::worker::Worker;
@@ -434,6 +434,32 @@ impl Shared {
         Ok((core?, moving))
     }
 
+    /// Has a worker wake a core that rests at `until`, guest time, unless its sleep's number is another then. False if that is now.
+    pub(crate) fn set_deadline(
+        &self,
+        vcore: &mut VirtualCore,
+        worker: usize,
+        sleep: u64,
+        until: u64,
+    ) -> bool {
+        if until == FOREVER {
+            return true;
+        }
+        let left = vcore.guest.clock.until(until);
+        if left.is_zero() {
+            return false;
+        }
+        // A deadline further away than the host's clock reaches never comes.
+        if let Some(at) = Instant::now().checked_add(left)
+            && let Some(keeper) = self.workers.get(worker)
+        {
+            let guest = Arc::downgrade(&vcore.guest);
+            let key = keeper.set_timer(self.clock(at), Timer::Deadline { guest, core: vcore.index, sleep });
+            vcore.deadline = Some((worker, key));
+        }
+        true
+    }
+
     /// Forgets the deadline of a core that is awake.
     pub(crate) fn cancel_deadline(&self, vcore: &mut VirtualCore) {
         if let Some((worker, key)) = vcore.deadline.take()
@@ -646,6 +672,12 @@ impl Cell {
     #[must_use]
     pub fn started_ahead(&self) -> u64 {
         self.shared.machines.started_ahead()
+    }
+
+    /// Shares of the guests that could run, as a mean since this was asked last: what this cell weighs beside others.
+    #[must_use]
+    pub fn demand(&self) -> u64 {
+        self.shared.workers.iter().map(WorkerShared::demand).sum()
     }
 
     /// How many guests have lost their machine to others.

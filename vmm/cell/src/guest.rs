@@ -103,6 +103,8 @@ pub(crate) struct CoreSlot {
     pub(crate) idle: AtomicBool,
     /// Its deadline's number, so that a timer that was overtaken does nothing.
     pub(crate) sleep: AtomicU64,
+    /// The last awaited acknowledgement that has come.
+    pub(crate) heard: AtomicU64,
 }
 
 /// States of a core.
@@ -161,6 +163,7 @@ impl Guest {
             worker: AtomicU32::new(0),
             idle: AtomicBool::new(false),
             sleep: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
         };
         Guest {
             id: parts.id,
@@ -358,6 +361,40 @@ impl Guest {
         {
             cell.call_workers_of(self);
         }
+    }
+
+    /// A bare acknowledgement has come. If it is the one that the guest awaits, it rests on, with the deadline that it has named for that; otherwise
+    /// it is an interrupt.
+    pub(crate) fn hear_acknowledgement(&self, number: u64) {
+        if self.awaited().is_none_or(|(awaited, _)| awaited != number) {
+            return self.raise(0, interrupt::NET_RX);
+        }
+        let Some(slot) = self.cores.first() else { return };
+        // A core that is about to rest looks at this.
+        slot.heard.store(number, Ordering::SeqCst);
+        if !slot.idle.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let CoreState::Idle(vcore) = &mut *state
+            && let Some(cell) = self.cell.upgrade()
+            && let Some((_, until)) = self.awaited()
+        {
+            cell.cancel_deadline(vcore);
+            let home = slot.worker.load(Ordering::Relaxed) as usize;
+            if cell.set_deadline(vcore, home, slot.sleep.load(Ordering::SeqCst), until) {
+                return;
+            }
+        }
+        drop(state);
+        self.raise(0, interrupt::NET_RX);
+    }
+
+    /// The acknowledgement for which the guest does not want to be woken, if there is one, and until when it rests once that has come.
+    pub(crate) fn awaited(&self) -> Option<(u64, u64)> {
+        let control = self.memory.control(0);
+        let number = control.awaited.load(Ordering::SeqCst);
+        (number != 0).then(|| (number, control.awaited_until.load(Ordering::SeqCst)))
     }
 
     /// Asks the guest to end itself.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::addresses::{Addresses, Unavailable};
 use crate::affinity::Apart;
 use crate::cell::{NetworkConfig, NetworkSpec, Shared};
 use crate::guest::Guest;
+use crate::queue::WorkerShared;
 use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
 use crate::vigil::timespec;
@@ -85,6 +86,10 @@ const UPLINK_LOOK: Duration = Duration::from_micros(20);
 /// How long a guest may run without an exit before the uplink takes over. A server that takes some hundred new connections at once needs
 /// a millisecond or two.
 const SERVICE_LIMIT: Duration = Duration::from_millis(4);
+/// How long the TAP device waits, while workers sleep, for the exit of a guest whose worker watches it. A server's answer takes less.
+const WATCH_DUE: Duration = Duration::from_micros(300);
+/// Nobody watches the TAP device.
+const NOBODY: usize = usize::MAX;
 /// How long the TAP device waits, while workers serve, for an exit that looks at it anyway.
 const RECEIVE_DUE: Duration = Duration::from_micros(300);
 /// From when on a burst without a rest counts as several.
@@ -131,6 +136,9 @@ pub(crate) struct Network {
     waiting_until: AtomicU64,
     /// When somebody looked at the TAP device last.
     received_at: AtomicU64,
+    /// The worker that watches the TAP device when it sleeps. One is enough, and stays it while it runs guests for a moment: each frame would wake the
+    /// others in vain.
+    watcher: AtomicUsize,
     /// Guests above their limits.
     throttled: Throttled,
     epoch: Instant,
@@ -219,6 +227,7 @@ impl Network {
             asleep: AtomicBool::new(false),
             waiting_until: AtomicU64::new(0),
             received_at: AtomicU64::new(0),
+            watcher: AtomicUsize::new(NOBODY),
             throttled: Throttled::new(),
             epoch,
         })
@@ -347,6 +356,14 @@ impl Network {
         }
         drop(addresses);
         self.throttled.remove(port);
+    }
+
+    /// Whether a worker that is about to sleep is to watch the TAP device.
+    fn watches(&self, index: usize) -> bool {
+        match self.watcher.compare_exchange(NOBODY, index, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => true,
+            Err(watcher) => watcher == index,
+        }
     }
 
     fn server(&self) -> Server {
@@ -483,6 +500,11 @@ impl Network {
         let find = |port: &Port| {
             self.guests.read().unwrap_or_else(PoisonError::into_inner).get(&port.id()).and_then(Weak::upgrade)
         };
+        for (port, number) in notices.acknowledgements() {
+            if let Some(guest) = find(&port) {
+                guest.hear_acknowledgement(number);
+            }
+        }
         for (port, bits) in notices.interrupts() {
             if let Some(guest) = find(&port) {
                 guest.raise(0, bits);
@@ -698,7 +720,7 @@ impl Shared {
         if others_sleep && network.server() == Server::Uplink {
             network.decide(|c, now| c.all_rest(now));
         }
-        if network.server() == Server::Uplink {
+        if network.server() == Server::Uplink || !network.watches(index) {
             return (None, None);
         }
         let until = network.waiting_until.load(Ordering::SeqCst);
@@ -707,6 +729,24 @@ impl Shared {
             return (None, Some(left.max(Duration::from_micros(10))));
         }
         (Some(network.uplink.link().as_raw_fd()), None)
+    }
+
+    /// How long a worker's guest may run until another worker has to watch the TAP device, if that is this worker's to do and another one sleeps.
+    pub(crate) fn watch_limit(&self, index: usize) -> Option<Duration> {
+        let network = self.network.as_ref()?;
+        let watcher = network.watcher.load(Ordering::Relaxed);
+        let mine = watcher == index || watcher == NOBODY;
+        let sleeper = |(other, w): (usize, &WorkerShared)| other != index && w.is_sleeping();
+        let wanted = mine && network.server() == Server::Worker;
+        (wanted && self.workers.iter().enumerate().any(sleeper)).then_some(WATCH_DUE)
+    }
+
+    /// A worker's guest runs on: one that sleeps watches the TAP device from now on.
+    pub(crate) fn hand_watch_over(&self, index: usize) {
+        let Some(network) = &self.network else { return };
+        let _ = network.watcher.compare_exchange(index, NOBODY, Ordering::SeqCst, Ordering::SeqCst);
+        // Awake, it sees that nobody watches.
+        let _ = self.workers.iter().enumerate().any(|(other, w)| other != index && w.wake());
     }
 
     /// What a worker watched has become readable, or it has waited long enough for a full ring.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use foraker_machine::Attention;
 use foraker_machine::attention::Alarm;
 use foraker_policy::cpu::{Account, RunQueue, Tuning};
+use foraker_policy::demand::Demand;
 use foraker_policy::wheel::{Key, Wheel};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -42,6 +43,10 @@ struct Queue {
     alarm: Option<Alarm>,
     /// When the alarm goes off, while the worker is in a guest.
     armed: Option<Instant>,
+    /// Of the cores that wait and the one that runs.
+    demand: Demand,
+    /// Where the clock of `demand` starts.
+    epoch: Instant,
 }
 
 /// What a worker keeps until its time comes.
@@ -90,6 +95,16 @@ fn nanoseconds(time: Duration) -> u64 {
 }
 
 impl Queue {
+    /// A core waits or runs from now on.
+    fn begins(&mut self, guest: &Guest, now: Instant) {
+        self.demand.add(guest.processor.share, since(self.epoch, now));
+    }
+
+    /// It does so no longer.
+    fn ends(&mut self, guest: &Guest, now: Instant) {
+        self.demand.remove(guest.processor.share, since(self.epoch, now));
+    }
+
     /// When the present turn is over, if anybody waits.
     fn end_of_turn(&self) -> Option<Instant> {
         let turn = self.turn.as_ref()?;
@@ -106,7 +121,14 @@ impl Queue {
 
 impl WorkerShared {
     pub(crate) fn new(floor: &Arc<AtomicU64>) -> std::io::Result<WorkerShared> {
-        let queue = Queue { ready: RunQueue::new(Tuning::default()), turn: None, alarm: None, armed: None };
+        let queue = Queue {
+            ready: RunQueue::new(Tuning::default()),
+            turn: None,
+            alarm: None,
+            armed: None,
+            demand: Demand::default(),
+            epoch: Instant::now(),
+        };
         Ok(WorkerShared {
             // Lives as long as the process: a signal may look at it at any time.
             attention: Box::leak(Box::default()),
@@ -132,6 +154,7 @@ impl WorkerShared {
     pub(crate) fn push(&self, vcore: Box<VirtualCore>, queued: Queued) {
         let mut queue = locked(&self.queue);
         let account = vcore.account;
+        queue.begins(&vcore.guest, Instant::now());
         // While a core runs on, nobody takes the next: the time has gone on all the same.
         let running = queue.turn.as_ref().map(|t| t.account.used_after(nanoseconds(t.started.elapsed())));
         if let Some(floor) = queue.ready.floor(running) {
@@ -175,6 +198,7 @@ impl WorkerShared {
         let first = queue.ready.first();
         let (account, mut vcore) = queue.ready.pop()?;
         from.waiting.store(queue.ready.len(), Ordering::SeqCst);
+        queue.ends(&vcore.guest, Instant::now());
         drop(queue);
         self.floor.fetch_max(first.unwrap_or(0), Ordering::Relaxed);
         vcore.account = account;
@@ -188,12 +212,24 @@ impl WorkerShared {
 
     /// A core's turn begins here.
     pub(crate) fn begin_turn(&self, guest: &Arc<Guest>, account: Account, started: Instant) {
-        locked(&self.queue).turn = Some(Turn { guest: Arc::clone(guest), account, started });
+        let mut queue = locked(&self.queue);
+        queue.begins(guest, started);
+        queue.turn = Some(Turn { guest: Arc::clone(guest), account, started });
     }
 
     /// The turn is over.
     pub(crate) fn end_turn(&self) {
-        locked(&self.queue).turn = None;
+        let mut queue = locked(&self.queue);
+        if let Some(turn) = queue.turn.take() {
+            queue.ends(&turn.guest, Instant::now());
+        }
+    }
+
+    /// Shares of the cores that waited or ran here, as a mean since this was asked last.
+    pub(crate) fn demand(&self) -> u64 {
+        let mut queue = locked(&self.queue);
+        let now = since(queue.epoch, Instant::now());
+        queue.demand.take(now)
     }
 
     /// The worker is about to enter its guest: the alarm is set to the end of the turn or to `at`, whichever comes first. Returns how much

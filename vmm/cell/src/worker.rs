@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use foraker_abi::control::RED_ZONE;
-use foraker_abi::hypercall::FOREVER;
 use foraker_abi::interrupt;
 use foraker_abi::layout::IMAGE_BASE;
 use foraker_machine::{Core, Exit};
@@ -135,8 +134,10 @@ impl Worker {
             };
             let index = *index;
             let limit = self.cell.service_limit();
+            let watch = self.cell.watch_limit(self.index);
             let entered = Instant::now();
-            let end = self.mine().before_entry(self.next_event(guest, entered, limit), entered);
+            let soonest = limit.into_iter().chain(watch).min();
+            let end = self.mine().before_entry(self.next_event(guest, entered, soonest), entered);
             self.cell.before_entry(guest, end.is_some());
             guest.announce_end(end);
             // After the notice of the end, which may be what the guest wants to be called for.
@@ -159,7 +160,11 @@ impl Worker {
                     // The alarm may have been a deadline's; left in place, it would call the guest out again at once.
                     self.fire_timers();
                     self.cell.serve_guest(guest);
-                    if limit.is_some_and(|limit| entered.elapsed() >= limit) {
+                    let ran = entered.elapsed();
+                    if watch.is_some_and(|watch| ran >= watch) {
+                        self.cell.hand_watch_over(self.index);
+                    }
+                    if limit.is_some_and(|limit| ran >= limit) {
                         self.cell.service_limit_reached();
                     }
                     After::Continue
@@ -206,7 +211,7 @@ impl Worker {
     fn next_event(&self, guest: &Guest, now: Instant, service_limit: Option<Duration>) -> Option<Instant> {
         let timer = self.mine().next_timer().and_then(|at| self.cell.moment(at));
         let cap = guest.cap_left(self.cell.clock(now)).and_then(|left| now.checked_add(left));
-        // Where the rings depend on the guest's exits, it exits after the service limit at the latest.
+        // Where the rings depend on the guest's exits, it exits after this limit at the latest.
         let service = service_limit.map(|limit| now + limit);
         let heartbeat = (self.cell.workers.len() > 1).then(|| now + HEARTBEAT);
         [timer, cap, service, heartbeat].into_iter().flatten().min()
@@ -227,18 +232,15 @@ impl Worker {
             return Some(vcore);
         }
         let sleep = slot.sleep.fetch_add(1, Ordering::SeqCst) + 1;
-        if until != FOREVER {
-            let left = guest.clock.until(until);
-            if left.is_zero() {
-                foraker_memory::guest::raise(control, interrupt::TIMER);
-                return Some(vcore);
-            }
-            // A deadline further away than the host's clock reaches never comes.
-            if let Some(at) = Instant::now().checked_add(left) {
-                let deadline = Timer::Deadline { guest: Arc::downgrade(&guest), core: vcore.index, sleep };
-                let key = self.mine().set_timer(self.cell.clock(at), deadline);
-                vcore.deadline = Some((self.index, key));
-            }
+        let heard = slot.heard.load(Ordering::SeqCst);
+        let until = match guest.awaited() {
+            // It came while the rings were served.
+            Some((number, then)) if vcore.index == 0 && heard == number => then,
+            _ => until,
+        };
+        if !self.cell.set_deadline(&mut vcore, self.index, sleep, until) {
+            foraker_memory::guest::raise(control, interrupt::TIMER);
+            return Some(vcore);
         }
         let back = vcore.park();
         back.map(|mut vcore| {

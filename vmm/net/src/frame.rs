@@ -207,6 +207,44 @@ pub(crate) fn no_discovery(bytes: &[u8]) -> bool {
     matches!(bytes.get(ETHERNET + 6), Some(&(PROTOCOL_TCP | PROTOCOL_UDP)))
 }
 
+/// What [`foraker_abi::control::awaited`] says of a TCP segment that acknowledges and does nothing else; None for every other frame. The checksum is not looked at.
+#[inline]
+#[must_use]
+pub fn bare_acknowledgement(bytes: &[u8]) -> Option<u64> {
+    const ACK: u8 = 0x10;
+    // Longer ones have data, or more headers than anybody sends.
+    if bytes.len() > ETHERNET + IPV6_HEADER + 60 {
+        return None;
+    }
+    let (transport, end) = match ethernet(bytes).ok()?.2 {
+        ETHERTYPE_IPV4 => {
+            let header = array::<20>(bytes, ETHERNET).ok()?;
+            let [version_ihl, _, l0, l1, _, _, f0, f1, _, PROTOCOL_TCP, ..] = header else { return None };
+            let whole = u16::from_be_bytes([f0, f1]) & 0x3fff == 0;
+            if version_ihl >> 4 != 4 || !whole {
+                return None;
+            }
+            (
+                ETHERNET + usize::from(version_ihl & 0xf) * 4,
+                ETHERNET + usize::from(u16::from_be_bytes([l0, l1])),
+            )
+        }
+        ETHERTYPE_IPV6 => {
+            let [_, _, _, _, l0, l1, PROTOCOL_TCP] = array::<7>(bytes, ETHERNET).ok()? else { return None };
+            let transport = ETHERNET + IPV6_HEADER;
+            (transport, transport + usize::from(u16::from_be_bytes([l0, l1])))
+        }
+        _ => return None,
+    };
+    let [s0, s1, d0, d1, _, _, _, _, a0, a1, a2, a3, offset, ACK] = array::<14>(bytes, transport).ok()?
+    else {
+        return None;
+    };
+    let empty = transport + usize::from(offset >> 4) * 4 == end && end <= bytes.len();
+    let (remote, local) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+    empty.then(|| foraker_abi::control::awaited(remote, local, u32::from_be_bytes([a0, a1, a2, a3])))
+}
+
 /// Parses a frame of `length` bytes, of which `bytes` are the first: all of them, or at least [`MAX_HEADERS`].
 ///
 /// # Errors

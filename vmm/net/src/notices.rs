@@ -13,6 +13,7 @@ const RECENT: usize = 4;
 #[derive(Debug, Default)]
 pub struct Notices {
     interrupts: Vec<(Arc<Port>, u64)>,
+    acknowledgements: Vec<(Arc<Port>, u64)>,
     faults: Vec<(Arc<Port>, RingFault)>,
 }
 
@@ -20,19 +21,29 @@ impl Notices {
     /// None yet, with room for some.
     #[must_use]
     pub fn new() -> Self {
-        Notices { interrupts: Vec::with_capacity(64), faults: Vec::new() }
+        Notices {
+            interrupts: Vec::with_capacity(64),
+            acknowledgements: Vec::with_capacity(64),
+            faults: Vec::new(),
+        }
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.interrupts.is_empty() && self.faults.is_empty()
+        self.interrupts.is_empty() && self.acknowledgements.is_empty() && self.faults.is_empty()
     }
 
     /// The interrupts to raise (bits of [`foraker_abi::interrupt`]), and forgets them. A port may come up more than
     /// once if many ports were served.
     pub fn interrupts(&mut self) -> impl Iterator<Item = (Arc<Port>, u64)> {
         self.interrupts.drain(..)
+    }
+
+    /// Guests that were given a bare TCP acknowledgement and nothing else, with what [`foraker_abi::control::CoreControl::awaited`] says of it, and
+    /// forgets them: an interrupt, unless it is the one that the guest awaits.
+    pub fn acknowledgements(&mut self) -> impl Iterator<Item = (Arc<Port>, u64)> {
+        self.acknowledgements.drain(..)
     }
 
     /// The guests that broke a ring, once each, and forgets them.
@@ -49,6 +60,10 @@ impl Notices {
             }
         }
         self.interrupts.push((Arc::clone(port), bits));
+    }
+
+    pub(crate) fn acknowledge(&mut self, port: &Arc<Port>, number: u64) {
+        self.acknowledgements.push((Arc::clone(port), number));
     }
 
     pub(crate) fn fault(&mut self, port: &Arc<Port>, fault: RingFault) {

@@ -291,7 +291,19 @@ pub(crate) struct Batch<'a> {
     unpublished_frames: u32,
     unpublished_bytes: usize,
     published: bool,
+    news: News,
     fault: Option<RingFault>,
+}
+
+/// Whether what was delivered is a reason to wake the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// Nothing was.
+    None,
+    /// One acknowledgement, nothing else: perhaps none.
+    Acknowledgement(u64),
+    /// Anything else.
+    Some,
 }
 
 impl<'a> Batch<'a> {
@@ -304,12 +316,27 @@ impl<'a> Batch<'a> {
             unpublished_frames: 0,
             unpublished_bytes: 0,
             published: false,
+            news: News::None,
             fault: None,
         }
     }
 
     pub(crate) fn port(&self) -> &'a Arc<Port> {
         self.port
+    }
+
+    /// Delivers an offload header and a frame that may be a bare acknowledgement.
+    #[inline]
+    pub(crate) fn deliver_from_host(&mut self, frame: Parts<'_>, bare: Option<u64>, now_ns: u64) -> Outcome {
+        let before = self.news;
+        let outcome = self.deliver(frame, now_ns);
+        if outcome == Outcome::Delivered
+            && let Some(number) = bare
+        {
+            let same = before == News::None || before == News::Acknowledgement(number);
+            self.news = if same { News::Acknowledgement(number) } else { News::Some };
+        }
+        outcome
     }
 
     /// Delivers an offload header and a frame.
@@ -388,6 +415,7 @@ impl<'a> Batch<'a> {
     /// Counts a delivered frame, and shows the guest what there is if that is enough.
     #[inline]
     fn count(&mut self, length: usize) {
+        self.news = News::Some;
         self.frames += 1;
         self.bytes += u64::try_from(length).unwrap_or(0);
         self.unpublished_frames += 1;
@@ -425,10 +453,12 @@ impl<'a> Batch<'a> {
         if self.frames > 0 {
             self.port.counters.rx.add(self.frames, self.bytes);
         }
-        let (port, fault) = (self.port, self.fault);
+        let (port, fault, news) = (self.port, self.fault, self.news);
         drop(self);
-        if wanted {
-            notices.raise(port, interrupt::NET_RX);
+        match news {
+            News::Acknowledgement(number) if wanted => notices.acknowledge(port, number),
+            _ if wanted => notices.raise(port, interrupt::NET_RX),
+            _ => {}
         }
         if let Some(fault) = fault {
             notices.fault(port, fault);

@@ -221,7 +221,8 @@ impl<L: Link> Uplink<L> {
         let mut batch = Batch::begin(port);
         let run = loop {
             let whole = Whole::new(reader.bounce.get(..total).unwrap_or_default());
-            let mut outcome = batch.deliver(whole.parts(), now_ns);
+            let bare = frame::bare_acknowledgement(reader.frame(total));
+            let mut outcome = batch.deliver_from_host(whole.parts(), bare, now_ns);
             if outcome == Outcome::Full {
                 let alone = self.switch.ports() == 1;
                 match reader.patience.wait(now_ns, alone) {
@@ -229,7 +230,7 @@ impl<L: Link> Uplink<L> {
                     Some(until_ns) => {
                         // Buffers that came while the guest was asked to ring make it worth another try.
                         if batch.want_doorbell(true) {
-                            outcome = batch.deliver(whole.parts(), now_ns);
+                            outcome = batch.deliver_from_host(whole.parts(), bare, now_ns);
                         }
                         if outcome == Outcome::Full {
                             reader.held = Some(total);

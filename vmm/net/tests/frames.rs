@@ -484,3 +484,58 @@ fn padding_is_no_part_of_a_packet() {
         assert_eq!(frame::parse(&padded, padded.len()), Err(Malformed::Truncated), "{protocol}");
     }
 }
+
+/// A TCP segment from port 50000 to port 80 that acknowledges 0x01020304.
+fn segment(flags: u8, options: usize, data: &[u8]) -> Vec<u8> {
+    let mut tcp =
+        vec![0xc3, 0x50, 0, 80, 9, 9, 9, 9, 1, 2, 3, 4, (5 + options as u8) << 4, flags, 0, 63, 0, 0, 0, 0];
+    tcp.extend(vec![1; 4 * options]);
+    tcp.extend(data);
+    tcp
+}
+
+#[test]
+fn a_bare_acknowledgement_is_nothing_else() {
+    const ACK: u8 = 0x10;
+    let guest = (Mac([6, 0, 0, 0, 0, 2]), Ipv4Addr::new(10, 213, 77, 2));
+    let number = Some(foraker_abi::control::awaited(50000, 80, 0x0102_0304));
+    let over4 = |tcp: &[u8]| ipv4(HOST, guest, 6, tcp);
+    let over6 = |tcp: &[u8]| ipv6((HOST_MAC, guest.0), HOST6, v6(2), 6, 64, tcp);
+    for options in [0, 3, 10] {
+        let bare = segment(ACK, options, &[]);
+        assert_eq!(frame::bare_acknowledgement(&over4(&bare)), number);
+        assert_eq!(frame::bare_acknowledgement(&over6(&bare)), number);
+        // As ethernet fills up short frames.
+        assert_eq!(frame::bare_acknowledgement(&[over4(&bare), vec![0; 6]].concat()), number);
+        let mut others = vec![segment(ACK, options, b"x"), segment(0, options, &[])];
+        others.extend([1, 2, 4, 8, 0x20, 0x40, 0x80].map(|flag| segment(ACK | flag, options, &[])));
+        for other in others {
+            assert_eq!(frame::bare_acknowledgement(&over4(&other)), None, "{other:x?}");
+            assert_eq!(frame::bare_acknowledgement(&over6(&other)), None, "{other:x?}");
+        }
+    }
+    let bare = segment(ACK, 0, &[]);
+    assert_eq!(frame::bare_acknowledgement(&ipv4(HOST, guest, 17, &bare)), None, "UDP");
+    let mut fragment = over4(&bare);
+    fragment[20] = 0x20;
+    assert_eq!(frame::bare_acknowledgement(&fragment), None, "a fragment");
+    let whole = over4(&bare);
+    for length in 0..whole.len() {
+        assert_eq!(frame::bare_acknowledgement(&whole[..length]), None, "{length} bytes");
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_no_frame_is_no_acknowledgement(bytes in proptest::collection::vec(any::<u8>(), 0..140), ethertype in 0usize..3) {
+        let mut bytes = bytes;
+        if bytes.len() > 14 {
+            let kind = [[8, 0], [0x86, 0xdd], [8, 6]][ethertype];
+            bytes[12..14].copy_from_slice(&kind);
+        }
+        // Whatever it says, it says it without reading outside.
+        if let Some(number) = frame::bare_acknowledgement(&bytes) {
+            prop_assert!(bytes.len() >= 54 && number != u64::MAX);
+        }
+    }
+}

@@ -623,3 +623,37 @@ fn threads_do_not_get_in_each_others_way() {
         assert_eq!(received + late, counters.rx.frames());
     }
 }
+
+/// An acknowledgement is reported apart, so that its guest can say whether it wants to hear of it; with anything else, it is an interrupt.
+#[test]
+fn a_bare_acknowledgement_is_reported_as_one() {
+    let mut cell = Cell::new(&[Limits::default()]);
+    cell.guests[0].give(64, 2048);
+    let to = (cell.guests[0].mac, cell.guests[0].ipv4);
+    let mut tcp = [0_u8; 20];
+    tcp[..14].copy_from_slice(&[0xc3, 0x50, 0, 80, 0, 0, 0, 0, 1, 2, 3, 4, 0x50, 0x10]);
+    let (first, second) = (ipv4(HOST, to, 6, &tcp), {
+        tcp[11] = 9;
+        ipv4(HOST, to, 6, &tcp)
+    });
+    let number = foraker_abi::control::awaited(50000, 80, 0x0102_0304);
+    let mut hear = |frames: &[&Vec<u8>]| {
+        frames.iter().for_each(|frame| cell.uplink.link().host_sends(Header::default(), frame));
+        assert_eq!(cell.receive(0), Served::Drained);
+        for _ in frames {
+            assert!(cell.guests[0].receive().is_some(), "it is in the ring all the same");
+            cell.guests[0].give_back(1);
+        }
+        let heard: Vec<_> =
+            cell.notices.acknowledgements().map(|(port, number)| (port.id(), number)).collect();
+        (heard, raised(&mut cell.notices))
+    };
+    assert_eq!(hear(&[&first]), (vec![(2, number)], vec![]));
+    assert_eq!(hear(&[&first, &first]), (vec![(2, number)], vec![]), "it was sent twice");
+    let loud = (vec![], vec![(2, interrupt::NET_RX)]);
+    assert_eq!(hear(&[&first, &second]), loud, "two of them");
+    let data = udp(HOST, to, (1, 2), b"data");
+    assert_eq!(hear(&[&first, &data]), loud);
+    assert_eq!(hear(&[&data, &first]), loud);
+    assert_eq!(hear(&[&second]), (vec![(2, number & !0xff | 9)], vec![]));
+}

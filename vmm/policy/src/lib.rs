@@ -1,6 +1,7 @@
 //! Policy as pure code: no I/O, no clock, no thread.
 
 pub mod cpu;
+pub mod demand;
 pub mod gatekeeper;
 pub mod holders;
 pub mod placement;

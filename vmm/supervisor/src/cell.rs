@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use foraker_cell::cell::CellError;
@@ -16,6 +16,8 @@ use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send
 
 /// Guests that are started before the supervisor hears of them.
 const BATCH: usize = 32;
+/// How often a cell looks at what its guests ask for.
+const DEMAND: Duration = Duration::from_millis(500);
 /// How long guests may take to end themselves when the supervisor has gone.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -107,6 +109,11 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
                 report_ends(&watcher);
             }
         })
+        .map_err(|e| CellError::Os("cannot start a thread", e))?;
+    let asker = Arc::downgrade(&state);
+    std::thread::Builder::new()
+        .name("demand".to_owned())
+        .spawn(move || report_demand(&asker))
         .map_err(|e| CellError::Os("cannot start a thread", e))?;
     let (mut images, mut publisher) = (HashMap::new(), None);
     let end = loop {
@@ -218,6 +225,20 @@ fn report_ends(state: &State) {
         state.cell.lock().unwrap_or_else(PoisonError::into_inner).forget(&guest);
         drop((published, guest));
         state.say(&FromCell::Ended { id, end });
+    }
+}
+
+/// Tells how much of the processors the guests ask for, when that has changed.
+fn report_demand(state: &Weak<State>) {
+    let mut told = 0u64;
+    loop {
+        std::thread::sleep(DEMAND);
+        let Some(state) = state.upgrade() else { return };
+        let now = state.cell.lock().unwrap_or_else(PoisonError::into_inner).demand();
+        if now.abs_diff(told) > told / 8 {
+            state.say(&FromCell::Demand(now));
+            told = now;
+        }
     }
 }
 

@@ -119,6 +119,8 @@ pub enum FromCell {
     Started(Vec<(u64, Option<Ipv4Addr>)>),
     /// Guests ran their first instruction: which, and when by [`monotonic_ns`].
     Entered(Vec<(u64, u64)>),
+    /// How much of the processors its guests ask for: shares of those that could run, a mean over some time.
+    Demand(u64),
     /// A guest has ended, or could not be started.
     Ended {
         /// Which.

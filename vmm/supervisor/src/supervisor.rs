@@ -21,6 +21,7 @@ use foraker_policy::restart::{Failures, Restart};
 use crate::admission::{Host, ListedOwner, NotTaken, OwnerSettings};
 use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send};
 use crate::control::Listed;
+use crate::weights::Weights;
 pub use state::Phase;
 use state::{CellSlot, Record, State};
 
@@ -55,11 +56,22 @@ struct Shared {
     due: Condvar,
     /// A guest may have come to run or ended.
     heard: Condvar,
+    /// What cells weigh beside each other, where the host can weigh processes.
+    weights: Option<Weights>,
 }
 
 /// The supervisor.
 #[derive(Clone, Debug)]
 pub struct Supervisor(Arc<Shared>);
+
+/// Cells' groups; none, with a word about it, where the host does not allow it.
+fn weights() -> Option<Weights> {
+    let weights = Weights::of_this_process();
+    if let Err(e) = &weights {
+        log::info!("shares hold within each cell, and cells share the processors alike: {e}");
+    }
+    weights.ok()
+}
 
 impl Supervisor {
     /// Starts the cells and waits until they are there.
@@ -76,6 +88,7 @@ impl Supervisor {
             changed: Condvar::new(),
             due: Condvar::new(),
             heard: Condvar::new(),
+            weights: weights(),
         }));
         for number in 0..count {
             let supervisor = supervisor.clone();
@@ -289,6 +302,9 @@ impl Supervisor {
         while state.cells.iter().any(|c| c.process.is_some()) {
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        if let Some(weights) = &self.0.weights {
+            weights.remove();
+        }
     }
 
     /// Runs a cell's process, again whenever it ends, until the supervisor stops.
@@ -334,6 +350,9 @@ impl Supervisor {
             .args(["--number", &number.to_string(), "--subnet", &subnet, "--subnets", &all])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()?;
+        if let Some(weights) = &self.0.weights {
+            weights.admit(number, child.id());
+        }
         let mut writer = ours.try_clone()?;
         let (to, orders) = channel::<ToCell>();
         std::thread::Builder::new().name(format!("to-cell-{number}")).spawn(move || {
@@ -361,6 +380,10 @@ impl Supervisor {
         loop {
             match receive::<FromCell>(&mut from) {
                 Ok(Some(message)) => {
+                    if let (FromCell::Demand(shares), Some(weights)) = (&message, &self.0.weights) {
+                        weights.set(number, *shares);
+                        continue;
+                    }
                     let ready = matches!(message, FromCell::Ready { .. });
                     let mut state = self.lock();
                     let rested = state.due.len();

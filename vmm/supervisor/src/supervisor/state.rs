@@ -218,6 +218,8 @@ impl State {
                     }
                 }
             }
+            // For whoever weighs cells.
+            FromCell::Demand(_) => {}
             FromCell::Ended { id, end } => {
                 self.ended(number, id, end);
                 self.settle();

@@ -44,6 +44,7 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
         changed: Condvar::new(),
         due: Condvar::new(),
         heard: Condvar::new(),
+        weights: None,
     };
     (Supervisor(Arc::new(shared)), told)
 }
