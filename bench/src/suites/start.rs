@@ -27,7 +27,7 @@ use crate::stats::Samples;
 use crate::supervisor::Supervisor;
 
 /// Starts of each kind in each run.
-const STARTS: usize = 40;
+const STARTS: usize = 100;
 /// Of each kind that are not counted: the first one is the template, and a cell's first machines are made for it.
 const WARM_UP: usize = 20;
 const MEMORY: u64 = 16 << 20;

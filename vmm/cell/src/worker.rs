@@ -16,12 +16,14 @@ use foraker_policy::cpu::HEARTBEAT_NS;
 use crate::cell::Shared;
 use crate::guest::{CoreSlot, CoreState, Guest, Seat, VirtualCore};
 use crate::hypercalls::{self, After};
-use crate::queue::{Queued, Timer, WorkerShared, since};
+use crate::queue::{Queued, Timer, WorkerShared, nanoseconds, since};
 use crate::report::{Cause, End, Fault};
 use crate::vigil::Vigil;
 
 /// How long a worker stays awake for a guest that is being made.
 const EXPECT: Duration = Duration::from_millis(2);
+/// How long after the end of its turn a guest has left its core, most of the time.
+const LATE: Duration = Duration::from_millis(1);
 /// How often a guest on which nobody waits is called out, so that its worker sees whether others have too much to do.
 const HEARTBEAT: Duration = Duration::from_nanos(HEARTBEAT_NS);
 
@@ -181,7 +183,9 @@ impl Worker {
                 _ => self.cell.receive_if_due(),
             }
             let now = Instant::now();
-            let used = since(charged, now);
+            // It is called out at the end of its turn: what passed after that is not its doing, but that of whoever kept the worker from the processor.
+            let most = end.map_or(u64::MAX, |left| nanoseconds(left + LATE));
+            let used = since(charged, now).min(most);
             charged = now;
             vcore.account.charge(used);
             if let After::Idle(_) = after {
