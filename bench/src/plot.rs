@@ -194,11 +194,12 @@ impl Plot {
                     let (top, bottom) = (y(most), y(least));
                     add(format_args!("<path class=\"spread\" d=\"M{x:.1} {top:.1}V{bottom:.1}\"/>"));
                 }
-                // Beside the line of the spread.
+                // Beside the line of the spread; of several lines, the first one's below it.
+                let below = self.form == Form::Lines && self.series.len() > 1 && s == 0;
                 add(format_args!(
                     "<text x=\"{:.1}\" y=\"{:.1}\" font-size=\"11\">{}</text>",
                     x + 4.0,
-                    y_value - 5.0,
+                    if below { y_value + 15.0 } else { y_value - 5.0 },
                     number(value)
                 ));
             }

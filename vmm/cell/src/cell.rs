@@ -1,274 +1,33 @@
 //! The cell: starting guests, ending them, and what its threads share.
 
 use std::net::Ipv4Addr;
-use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use foraker_abi::hypercall::{FOREVER, READY_AGAIN};
-use foraker_abi::layout::PAGE_SIZE;
+use foraker_abi::layout;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
-use foraker_abi::{hypercall, layout, note};
-use foraker_image::{Image, ImageError};
+use foraker_image::ImageError;
 use foraker_machine::{Core, Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
 use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Template};
 use foraker_net::{Port, RingState};
 use foraker_policy::token_bucket::TokenBucket;
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
-use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, ProcessorSpec, Seat, VirtualCore};
+use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, Seat, VirtualCore};
 use crate::machines::{Machines, Moving};
-use crate::network::{Network, NetworkError, Service};
+use crate::network::{Network, NetworkError};
 use crate::queue::{Queued, Timer, WorkerShared, since};
 use crate::report::End;
+use crate::spec::{Config, GuestSpec};
 use crate::templates::{Candidate, Captured, Key, MOST_CAPTURED};
 use crate::worker::Worker;
-
-/// What a guest gets when neither its image nor its owner says otherwise, bytes.
-pub const DEFAULT_MEMORY: u64 = 16 << 20;
-/// Console bytes per second of a guest, and as many at once, when nobody says otherwise.
-pub const DEFAULT_CONSOLE: u64 = 4 << 20;
-
-/// Most sizes of guests for which an image's start is kept ready.
-const MOST_TEMPLATES: usize = 16;
-
-/// How a cell is set up.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Worker threads, at least 1.
-    pub workers: usize,
-    /// Address space for guests' memory, bytes.
-    pub arena: u64,
-    /// Where consoles go: a descriptor that stays open.
-    pub console: RawFd,
-    /// The network, if any guest has one.
-    pub network: Option<NetworkConfig>,
-    /// Machines made ahead of need.
-    pub spare_machines: usize,
-    /// Most machines of guests that have ended that are kept for others.
-    pub kept_machines: usize,
-    /// Most machines of guests, as long as any guest can do without its own; none for as many as there are guests.
-    pub machines: Option<usize>,
-}
-
-impl Config {
-    /// A cell without a network that makes a machine for each guest.
-    #[must_use]
-    pub fn new(workers: usize, arena: u64, console: RawFd) -> Config {
-        Config { workers, arena, console, network: None, spare_machines: 0, kept_machines: 0, machines: None }
-    }
-}
-
-/// How a cell's network is set up.
-#[derive(Clone, Debug, Default)]
-pub struct NetworkConfig {
-    /// An existing TAP device to use; otherwise one is made.
-    pub tap: Option<String>,
-    /// IPv4 subnet of the cell as (network address, prefix bits); otherwise the first free one of 10.99.0.0/16.
-    pub subnet: Option<(Ipv4Addr, u8)>,
-    /// Where other cells of the same host have guests, as first and last address, besides the usual ranges. Guests of
-    /// networks other than 0 do not reach them.
-    pub others: Option<(Ipv4Addr, Ipv4Addr)>,
-    /// File that records every frame.
-    pub pcap: Option<PathBuf>,
-    /// Who serves the rings.
-    pub service: Service,
-}
-
-/// A guest to start.
-#[derive(Clone, Debug)]
-pub struct GuestSpec {
-    /// What it runs.
-    pub image: Arc<LoadedImage>,
-    /// Its name; also its first argument.
-    pub name: String,
-    /// Its memory, bytes.
-    pub memory: u64,
-    /// What its heap is backed with.
-    pub pages: Pages,
-    /// Its cores.
-    pub cores: u32,
-    /// Arguments after the name.
-    pub arguments: Vec<String>,
-    /// Environment, as `NAME=value`.
-    pub environment: Vec<String>,
-    /// Its network, if it has one.
-    pub network: Option<NetworkSpec>,
-    /// Console bytes per second.
-    pub console_limit: u64,
-    /// Mark its lines with its name.
-    pub console_prefix: bool,
-    /// Its part of the processors.
-    pub processor: ProcessorSpec,
-    /// Each interrupt forces it out.
-    pub immediate: bool,
-    /// Whose it is, if it may start from where another guest of the same owner was `ready`, and others from where it is.
-    pub from_template: Option<String>,
-}
-
-impl GuestSpec {
-    /// A guest with what everybody gets: the memory that its image asks for, one core, no network.
-    #[must_use]
-    pub fn new(image: Arc<LoadedImage>, name: &str) -> GuestSpec {
-        GuestSpec {
-            memory: image.memory(),
-            image,
-            name: name.to_owned(),
-            pages: Pages::Small,
-            cores: 1,
-            arguments: Vec::new(),
-            environment: Vec::new(),
-            network: None,
-            console_limit: DEFAULT_CONSOLE,
-            console_prefix: false,
-            processor: ProcessorSpec::default(),
-            immediate: false,
-            from_template: None,
-        }
-    }
-}
-
-/// A guest's share of the network. Rates per second; `None` for no limit.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct NetworkSpec {
-    /// Its IPv4 address; otherwise the next free one.
-    pub ipv4: Option<Ipv4Addr>,
-    /// Its network: guests of different networks are apart. 0 is that of those who asked for none, and alone reaches guests of other cells. Whoever
-    /// starts guests numbers their networks: `vmm launch` by the names on its command line, a supervisor by whatever owns them.
-    #[serde(default)]
-    pub network: u32,
-    /// Its name server; otherwise the host's.
-    pub dns: Option<Ipv4Addr>,
-    /// Bytes received.
-    pub rx_bytes: Option<u64>,
-    /// Bytes sent.
-    pub tx_bytes: Option<u64>,
-    /// Frames sent.
-    pub tx_packets: Option<u64>,
-}
-
-/// Captured templates of an image: few, so that a look through them is cheap.
-type CapturedByKey = Vec<(Key, Arc<Captured>)>;
-
-/// An image that was read.
-#[derive(Debug)]
-pub struct LoadedImage {
-    image: Image,
-    /// Its templates, by memory and pages.
-    templates: Mutex<Vec<Arc<Template>>>,
-    /// Where its guests stood when they were ready.
-    captured: Mutex<CapturedByKey>,
-}
-
-impl LoadedImage {
-    /// Reads an image.
-    ///
-    /// # Errors
-    /// The file cannot be read or is not an image, or the host has no memory.
-    pub fn open(path: &Path) -> Result<Arc<LoadedImage>, CellError> {
-        Ok(LoadedImage::of(Image::open(path)?))
-    }
-
-    fn of(image: Image) -> Arc<LoadedImage> {
-        Arc::new(LoadedImage { image, templates: Mutex::default(), captured: Mutex::default() })
-    }
-
-    /// Where guests of this kind start, if one was captured.
-    fn captured(&self, key: &Key) -> Option<Arc<Captured>> {
-        let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        captured.iter().find(|(k, _)| k == key).map(|(_, there)| Arc::clone(there))
-    }
-
-    /// The templates, if one of this kind is wanted: there is none yet, and there are not too many.
-    fn wanting(&self, key: &Key) -> Option<MutexGuard<'_, CapturedByKey>> {
-        let all = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        (all.len() < MOST_TEMPLATES && all.iter().all(|(k, _)| k != key)).then_some(all)
-    }
-
-    /// Keeps where a guest stands, if it is still wanted.
-    fn keep(&self, key: Key, captured: Captured) {
-        if let Some(mut all) = self.wanting(&key) {
-            all.push((key, Arc::new(captured)));
-        }
-    }
-
-    /// The start of its guests that have so much memory.
-    fn template(&self, memory: u64, pages: Pages) -> Result<Arc<Template>, MemoryError> {
-        let mut templates = self.templates.lock().unwrap_or_else(PoisonError::into_inner);
-        let suits =
-            |t: &&Arc<Template>| t.pages() == pages && t.plan().memory_size == memory & !(PAGE_SIZE - 1);
-        if let Some(template) = templates.iter().find(suits) {
-            return Ok(Arc::clone(template));
-        }
-        let template = Arc::new(Template::of_image(&self.image, memory, pages)?);
-        if templates.len() >= MOST_TEMPLATES {
-            // The oldest: its guests keep it as long as they need it.
-            templates.remove(0);
-        }
-        templates.push(Arc::clone(&template));
-        Ok(template)
-    }
-
-    /// An image of a few instructions that ends with status 42: shows that guests run.
-    #[must_use]
-    pub fn smallest() -> Arc<LoadedImage> {
-        // mov edi, 42; mov eax, TERMINATE; out PORT, al
-        let code =
-            [0xbf, 42, 0, 0, 0, 0xb8, hypercall::TERMINATE.to_le_bytes()[0], 0, 0, 0, 0xe6, hypercall::PORT];
-        LoadedImage::of_code(&code)
-    }
-
-    /// An image of a page of instructions, at most.
-    #[must_use]
-    pub fn of_code(code: &[u8]) -> Arc<LoadedImage> {
-        let text = foraker_image::Segment {
-            address: layout::IMAGE_BASE,
-            size: layout::PAGE_SIZE,
-            content: code.chunks(layout::PAGE_SIZE as usize).next().unwrap_or_default().to_vec(),
-            rights: foraker_image::Rights::Execute,
-        };
-        let image = Image {
-            entry: layout::IMAGE_BASE,
-            note: note::Descriptor::default(),
-            manifest: None,
-            segments: vec![text],
-            path: None,
-        };
-        LoadedImage::of(image)
-    }
-
-    /// Its manifest in TOML, if it has one.
-    #[must_use]
-    pub fn manifest(&self) -> Option<&str> {
-        self.image.manifest.as_deref()
-    }
-
-    /// Whether its note says that it uses the network.
-    #[must_use]
-    pub fn wants_network(&self) -> bool {
-        self.image.note.flags & note::FLAG_NET != 0
-    }
-
-    /// Memory that its note asks for, bytes, or the default.
-    #[must_use]
-    pub fn memory(&self) -> u64 {
-        if self.image.note.memory == 0 { DEFAULT_MEMORY } else { self.image.note.memory }
-    }
-
-    /// Its file.
-    #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        self.image.path.as_deref()
-    }
-}
 
 /// Why a cell or a guest cannot be started.
 #[derive(Debug, thiserror::Error)]

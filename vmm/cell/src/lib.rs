@@ -10,8 +10,8 @@
 //! - [`guest`]: a guest and where its cores are. A core is owned by a run queue, by a worker or by its slot.
 //! - `worker`: one thread for each processor, which runs cores of many guests. There is no thread per guest.
 //!   `queue`: what others see of a worker: who waits for it, and until when.
-//! - `machines`: the pool of machines that guests run on one after the other.
-//! - `templates`: guests that others start from.
+//! - `machines`: the pool of machines that guests run on one after the other; `ahead`: those that have a new guest's memory already.
+//! - [`image`]: images; `templates`: guests that others start from. [`spec`]: how cells and guests are set up.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -28,10 +28,12 @@ pub mod console;
 mod errand;
 pub mod guest;
 mod hypercalls;
+pub mod image;
 mod machines;
 mod network;
 mod queue;
 pub mod report;
+pub mod spec;
 mod subnet;
 mod templates;
 mod throttled;
@@ -39,11 +41,13 @@ mod urgency;
 mod vigil;
 mod worker;
 
-pub use cell::{Cell, CellError, Config, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
+pub use cell::{Cell, CellError};
 pub use foraker_image::symbols;
 pub use foraker_memory::Pages;
 pub use foraker_net::trace;
 pub use foraker_policy::cpu::Grain;
 pub use guest::{Guest, ProcessorSpec};
+pub use image::LoadedImage;
 pub use network::Service;
 pub use report::{Cause, CounterValues, End, Fault};
+pub use spec::{Config, GuestSpec, NetworkConfig, NetworkSpec};

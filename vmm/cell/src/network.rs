@@ -26,9 +26,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::addresses::{Addresses, Unavailable};
 use crate::affinity::Apart;
-use crate::cell::{NetworkConfig, NetworkSpec, Shared};
+use crate::cell::Shared;
 use crate::guest::Guest;
 use crate::queue::WorkerShared;
+use crate::spec::{NetworkConfig, NetworkSpec};
 use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
 use crate::vigil::timespec;

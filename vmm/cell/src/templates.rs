@@ -10,7 +10,8 @@ use foraker_machine::Saved;
 use foraker_memory::{Pages, Template};
 use foraker_net::RingState;
 
-use crate::cell::{GuestSpec, LoadedImage};
+use crate::image::LoadedImage;
+use crate::spec::GuestSpec;
 
 /// Most memory of a guest that is captured, bytes: what is held twice from then on.
 pub(crate) const MOST_CAPTURED: u64 = 8 << 20;
