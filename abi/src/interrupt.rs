@@ -6,7 +6,7 @@
 
 /// A deadline given to `idle` has come.
 pub const TIMER: u64 = 1 << 0;
-/// Frames were put into the receive ring.
+/// Frames were put into the receive ring; or one needs more buffers than there are, and `NO_NOTIFY` is clear in that ring.
 pub const NET_RX: u64 = 1 << 1;
 /// Transmit buffers came back, and the guest had asked to be told.
 pub const NET_TX: u64 = 1 << 2;

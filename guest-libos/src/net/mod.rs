@@ -47,8 +47,10 @@ core_local! {
 
 /// Bytes of a receive buffer: a frame of an MTU of 1500 with its header, or a part of a larger one.
 const RX_BUFFER: usize = 2048;
-/// Receive buffers of a guest with little memory: as many as the largest frame fills, and some.
+/// As many receive buffers as the largest frame fills, and some: least that there may be.
 const RX_LEAST: u16 = 40;
+/// Receive buffers at first: a few small frames, in four pages.
+const RX_FIRST: u16 = 8;
 
 /// Lends the stack, set up at the first time.
 fn with<R>(f: impl FnOnce(&mut Stack) -> R) -> Result<R, Error> {
@@ -80,7 +82,7 @@ fn set_up() -> Result<Stack, Error> {
     let large = (heap / 8 / (64 << 10)).min(64);
     let (rx, tx) = rings();
     // SAFETY: the architecture's rings, and this is the only driver: the stack is set up once.
-    let receiver = unsafe { Receiver::new(rx, RX_BUFFER, 64, most) }.ok_or(Error::Exhausted)?;
+    let receiver = unsafe { Receiver::new(rx, RX_BUFFER, RX_FIRST, most) }.ok_or(Error::Exhausted)?;
     // SAFETY: as above.
     let transmitter = unsafe { Transmitter::new(tx, large) };
     let parts = Parts {
@@ -130,6 +132,12 @@ fn rings() -> (*mut u8, *mut u8) {
 use crate::testing::rings;
 
 // ---- for the executor
+
+/// An interrupt has said that there is something to receive: a frame, or one that needs more buffers.
+#[inline]
+pub(crate) fn interrupted() {
+    with_running(|stack| stack.look_for_starved(RX_LEAST));
+}
 
 /// Processes frames that were received; true if more wait.
 #[inline]

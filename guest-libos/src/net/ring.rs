@@ -119,7 +119,8 @@ fn buffers(bytes: usize) -> Option<*mut u8> {
 ///
 /// Buffer `i` belongs to descriptor `i`, and buffers are adjacent: as they are used in the order in which they were
 /// given, a frame that fills several stands in one piece, except where it runs past the last buffer. Few buffers are
-/// given at first; more when bursts use most of them, so that a quiet guest's working set stays small.
+/// given at first, since all of them come round before the first is used again: a quiet guest's working set stays small. There are more
+/// when bursts use most of them, or when the VMM has a frame that needs more.
 pub(crate) struct Receiver {
     ring: Ring,
     memory: *mut u8,
@@ -127,8 +128,8 @@ pub(crate) struct Receiver {
     /// Buffers in circulation, and how many there may be.
     count: u16,
     most: u16,
-    /// The buffer to be given back next.
-    next_back: u16,
+    /// How many were given back, modulo 2^16. They are used, and given back, in the order in which they were given.
+    back: u16,
     /// Buffers that the VMM had used at once in the present burst.
     burst: u16,
     /// Where a frame is put together that runs past the last buffer.
@@ -164,7 +165,8 @@ impl Receiver {
         // SAFETY: the caller's promise.
         let ring = unsafe { Ring::new(base) };
         let mut receiver =
-            Receiver { ring, memory, buffer, count: 0, most, next_back: 0, burst: 0, scratch: Vec::new() };
+            Receiver { ring, memory, buffer, count: 0, most, back: 0, burst: 0, scratch: Vec::new() };
+        receiver.back = receiver.ring.available;
         receiver.ring.want_interrupts(true);
         receiver.add(count);
         receiver.ring.publish();
@@ -227,15 +229,15 @@ impl Receiver {
     /// A frame in several buffers.
     fn merged(&mut self, id: usize, buffers: u16, header: Header) -> Option<Frame> {
         let mut total = 0;
-        let mut in_one_piece = id + usize::from(buffers) <= usize::from(self.count);
+        let mut in_one_piece = true;
         for n in 0..buffers {
             let element = self.ring.element(n);
-            let expected = (id + usize::from(n)) % usize::from(self.count);
-            let length = (element.length as usize).min(self.buffer);
-            if element.id as usize != expected {
+            let at = element.id as usize;
+            if at >= usize::from(self.count) {
                 return self.skip(buffers);
             }
-            in_one_piece &= length == self.buffer || n + 1 == buffers;
+            let length = (element.length as usize).min(self.buffer);
+            in_one_piece &= at == id + usize::from(n) && (length == self.buffer || n + 1 == buffers);
             total += length;
         }
         let data = if in_one_piece {
@@ -244,8 +246,9 @@ impl Receiver {
         } else {
             self.scratch.clear();
             for n in 0..buffers {
-                let at = (id + usize::from(n)) % usize::from(self.count);
-                let length = (self.ring.element(n).length as usize).min(self.buffer);
+                let element = self.ring.element(n);
+                let length = (element.length as usize).min(self.buffer);
+                let at = (element.id as usize).min(usize::from(self.count) - 1);
                 // SAFETY: buffer `at` came back used with at most its size.
                 let part = unsafe { core::slice::from_raw_parts(self.memory.add(at * self.buffer), length) };
                 self.scratch.extend_from_slice(part);
@@ -275,22 +278,31 @@ impl Receiver {
     #[inline]
     fn give_back(&mut self, buffers: u16) {
         for _ in 0..buffers {
+            let index = self.ring.avail().ring[usize::from(self.back % QUEUE_SIZE)].load(Ordering::Relaxed);
             // Before the first buffer comes round again, so that buffers stay in order.
-            if self.next_back == 0 && self.count < self.most && self.burst >= self.count / 2 {
-                self.grow();
+            if index == 0 && self.count < self.most && self.burst >= self.count / 2 {
+                self.grow(0);
             }
-            self.ring.make_available(self.next_back);
-            self.next_back += 1;
-            if self.next_back == self.count {
-                self.next_back = 0;
-            }
+            self.back = self.back.wrapping_add(1);
+            self.ring.make_available(index);
         }
     }
 
-    /// Doubles the buffers in circulation: the last one was just given back, and the new ones follow it.
+    /// Doubles the buffers in circulation, and makes them `least` if that is more.
     #[cold]
-    fn grow(&mut self) {
-        self.add((self.count * 2).min(self.most));
+    fn grow(&mut self, least: u16) {
+        self.add((self.count * 2).max(least).min(self.most));
+    }
+
+    /// The VMM has raised an interrupt. If there is no frame, and it wants to hear of buffers, then one waits for which there are too few: now there are as
+    /// many as the largest frame fills.
+    pub(crate) fn look_for_starved(&mut self, least: u16) {
+        if !self.is_waiting() && self.count < self.most && self.ring.wants_doorbell() {
+            self.grow(least);
+            if self.publish() {
+                crate::hypercall::doorbell_async();
+            }
+        }
     }
 
     /// Shows the VMM the buffers given back; true if it asks for a doorbell: a frame waits for them. It may have had some left, but

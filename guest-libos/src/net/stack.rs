@@ -304,6 +304,11 @@ impl Stack {
         self.index.find(self.hash(key), |&id| flows[id as usize].key == *key).map(|&id| id as usize)
     }
 
+    /// See [`Receiver::look_for_starved`].
+    pub(crate) fn look_for_starved(&mut self, least: u16) {
+        self.receiver.look_for_starved(least);
+    }
+
     /// Whether frames wait to be received.
     #[inline]
     pub(crate) fn has_frames(&self) -> bool {

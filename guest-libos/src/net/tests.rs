@@ -854,3 +854,26 @@ fn who_waits_for_an_acknowledgement_is_woken() {
     });
     assert_eq!(done.get(), 2);
 }
+
+#[test]
+fn a_quiet_guest_has_few_buffers_and_more_when_a_frame_needs_them() {
+    echo_server(7, Config::BULK);
+    let mut peer = Peer::new();
+    let handle = peer.connect(7, 50000, 65536);
+    peer.turn_until(100, |peer| peer.tcp(handle).may_send());
+    // Nobody takes it for a frame, which is all the same to the ring.
+    let large = vec![0xee; 64_000];
+    assert!(!testing::deliver(0, &large), "there is room for it at once");
+    // The VMM has not said that it looks: it wants to hear of buffers. Without an interrupt that is nothing new.
+    peer.turn();
+    assert!(!testing::deliver(0, &large));
+    testing::control().pending.fetch_or(crate::interrupt::NET_RX, core::sync::atomic::Ordering::Relaxed);
+    peer.turn();
+    let before = counters();
+    assert!(testing::deliver(0, &large));
+    peer.turn();
+    assert_eq!(counters().rx_bytes - before.rx_bytes, 64_000);
+    // Buffers are no longer used in the order of their addresses; what comes in several is whole.
+    echo_through(&mut peer, handle, &pattern(300_000), 4000);
+    assert_eq!(counters().rx_checksum, 0);
+}

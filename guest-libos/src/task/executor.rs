@@ -154,6 +154,9 @@ fn round_unless(done: impl Fn() -> bool) {
 
 fn interrupts() {
     let bits = crate::interrupt::take();
+    if bits & crate::interrupt::NET_RX != 0 {
+        crate::net::interrupted();
+    }
     if bits & crate::interrupt::WAKE != 0 {
         REMOTE.with(|queue| {
             EXECUTOR.with(|executor| executor.ready.borrow_mut().extend(queue.drain(..)));

@@ -4,7 +4,7 @@
 use foraker_abi::layout::{
     BLOCK, BOOT, BOOT_SIZE, CONTROL, DATA_BASE, DEFAULT_STACK, FAULT_STACK, FAULT_STUBS, IMAGE_BASE,
     LARGE_PAGE_SIZE, MAX_MEMORY, MAX_STACK, PAGE_SIZE, PRIVATE_BASE, REGISTERS, SUPERVISOR_BASE,
-    SUPERVISOR_END, TASK_STATES,
+    SUPERVISOR_END, TASK_STATES, VISIT,
 };
 use foraker_image::{Image, Rights};
 use foraker_memory::{MemoryError, Plan, tables};
@@ -76,6 +76,8 @@ fn expected(image: &Image, plan: &Plan, page: u64) -> Option<Page> {
     let heap = image.data_end();
     let segment = image.segments.iter().find(|s| (s.address..s.end()).contains(&page));
     match page {
+        // The VMM's routine, which a guest may read and run.
+        VISIT => Some(Page { user: true, write: false, execute: true }),
         SUPERVISOR_BASE..SUPERVISOR_END => {
             Some(supervisor(false, (FAULT_STUBS..TASK_STATES).contains(&page)))
         }

@@ -291,6 +291,8 @@ pub(crate) struct Batch<'a> {
     unpublished_frames: u32,
     unpublished_bytes: usize,
     published: bool,
+    /// A frame did not find enough buffers.
+    starved: bool,
     news: News,
     fault: Option<RingFault>,
 }
@@ -316,6 +318,7 @@ impl<'a> Batch<'a> {
             unpublished_frames: 0,
             unpublished_bytes: 0,
             published: false,
+            starved: false,
             news: News::None,
             fault: None,
         }
@@ -352,7 +355,10 @@ impl<'a> Batch<'a> {
         }
         match half.queue.deliver(frame) {
             Ok(Delivery::Done) => {}
-            Ok(Delivery::Full) => return Outcome::Full,
+            Ok(Delivery::Full) => {
+                self.starved = true;
+                return Outcome::Full;
+            }
             Ok(Delivery::TooLarge) => return self.drop_frame(DropReason::TooLarge),
             Err(fault) => {
                 self.fault = Some(fault);
@@ -370,8 +376,13 @@ impl<'a> Batch<'a> {
     /// Delivers a frame from inside the cell, if the guest has more buffers than are kept for what comes from the host.
     pub(crate) fn deliver_from_neighbour(&mut self, frame: Parts<'_>, now_ns: u64) {
         let room = self.half.as_mut().is_none_or(|half| half.queue.has_room_for_neighbours());
-        if !room || self.deliver(frame, now_ns) == Outcome::Full {
+        let outcome = if room { self.deliver(frame, now_ns) } else { Outcome::Full };
+        if outcome == Outcome::Full {
             let _ = self.drop_frame(DropReason::RingFull);
+        }
+        if self.starved || outcome == Outcome::Delivered {
+            // The next one of its kind may find more.
+            let _ = self.want_doorbell(self.starved);
         }
     }
 
@@ -449,14 +460,16 @@ impl<'a> Batch<'a> {
     /// Shows the guest everything, and notes what is to be raised.
     pub(crate) fn finish(mut self, notices: &mut Notices) {
         self.publish();
-        let wanted = self.published && self.half.as_ref().is_some_and(|half| half.queue.interrupt_wanted());
+        // A guest that rests with few buffers hears that they are too few: `NO_NOTIFY` is clear then.
+        let heard = self.published || self.starved;
+        let wanted = heard && self.half.as_ref().is_some_and(|half| half.queue.interrupt_wanted());
         if self.frames > 0 {
             self.port.counters.rx.add(self.frames, self.bytes);
         }
-        let (port, fault, news) = (self.port, self.fault, self.news);
+        let (port, fault, news, starved) = (self.port, self.fault, self.news, self.starved);
         drop(self);
         match news {
-            News::Acknowledgement(number) if wanted => notices.acknowledge(port, number),
+            News::Acknowledgement(number) if wanted && !starved => notices.acknowledge(port, number),
             _ if wanted => notices.raise(port, interrupt::NET_RX),
             _ => {}
         }

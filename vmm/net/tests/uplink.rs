@@ -657,3 +657,19 @@ fn a_bare_acknowledgement_is_reported_as_one() {
     assert_eq!(hear(&[&data, &first]), loud);
     assert_eq!(hear(&[&second]), (vec![(2, number & !0xff | 9)], vec![]));
 }
+
+/// A guest that rests with fewer buffers than a frame needs is woken to give more.
+#[test]
+fn a_frame_that_needs_more_buffers_wakes_its_guest() {
+    let mut cell = Cell::new(&[Limits::default()]);
+    cell.guests[0].give(8, 2048);
+    let (header, frame) = large(HOST, (cell.guests[0].mac, cell.guests[0].ipv4), 60_000);
+    cell.uplink.link().host_sends(header, &frame);
+    assert!(matches!(cell.receive(0), Served::Waiting { .. }));
+    assert_eq!(raised(&mut cell.notices), [(2, interrupt::NET_RX)]);
+    assert!(cell.guests[0].receive().is_none(), "it is not there yet");
+    cell.guests[0].give(40, 2048);
+    assert_eq!(cell.receive(1), Served::Drained);
+    assert_eq!(raised(&mut cell.notices), [(2, interrupt::NET_RX)]);
+    assert!(cell.guests[0].receive().expect("a frame").1 == frame);
+}
