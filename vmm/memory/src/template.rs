@@ -206,11 +206,18 @@ impl Template {
         let image = image.map(|(range, _)| range.clone()).filter(|range| range.end <= self.plan.shared_end);
         let own =
             |range: Range<u64>| self.plan.memory_start + range.start..self.plan.memory_start + range.end;
+        // What was learned may be out of the guests' reach: the page in which the processor stores a fault.
+        let can_read = |at: &u64| {
+            self.plan
+                .ranges
+                .iter()
+                .any(|(range, access)| matches!(access, Access::User(_)) && range.contains(at))
+        };
         let mut stops = Vec::new();
         for range in image.chain(self.working_set().into_iter().map(own)) {
             let mut at = range.start;
             while at < range.end {
-                stops.push(at);
+                stops.extend(Some(at).filter(can_read));
                 at = (at + 1).next_multiple_of(GROUP);
             }
         }
@@ -320,6 +327,33 @@ const _: () = assert!(SUPERVISOR_BASE < DATA_BASE);
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn who_visits_stays_where_guests_may_read() {
+        let text = foraker_image::Segment {
+            address: foraker_abi::layout::IMAGE_BASE,
+            size: 20 * PAGE_SIZE,
+            content: vec![0xc3],
+            rights: Rights::Execute,
+        };
+        let image = Image {
+            entry: text.address,
+            note: foraker_abi::note::Descriptor::default(),
+            manifest: None,
+            segments: vec![text],
+            path: None,
+        };
+        let template = Template::of_image(&image, 1 << 20, Pages::Small).unwrap();
+        // A guest has faulted, among the first things it did; another went through all there is.
+        let offset = |address: u64| address - template.plan.memory_start;
+        let all = joined(vec![offset(FAULT_STACK)..offset(BLOCK), 0..template.plan.memory_size]);
+        *template.working_set.write().unwrap() = all;
+        let stops = template.stops();
+        let in_text = |at: &&u64| (image.entry..image.entry + 20 * PAGE_SIZE).contains(*at);
+        assert_eq!(stops.iter().filter(in_text).count(), 3, "20 pages are in three groups of eight");
+        assert!(stops.iter().all(|at| !(FAULT_STACK..BOOT).contains(at)), "{stops:x?}");
+        assert!(stops.iter().any(|at| *at >= DATA_BASE) && stops.iter().all(|at| *at < template.plan.end()));
+    }
 
     proptest! {
         #[test]
