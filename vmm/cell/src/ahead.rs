@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use foraker_machine::{Attention, Core, Host, MachineError};
+use foraker_machine::{Attention, Core, Host};
 use foraker_memory::{Arena, GuestMemory};
 
 use crate::cell::CellError;
@@ -45,19 +45,8 @@ impl Ahead {
         Arc::ptr_eq(&self.captured, captured)
     }
 
-    /// For the guest that it was made for.
+    /// For the guest that it was made for, or to be taken apart.
     pub(crate) fn into_parts(self) -> (Core, Arc<GuestMemory>) {
         (self.core, self.memory)
-    }
-
-    /// A machine for any guest.
-    ///
-    /// # Errors
-    /// The host refuses: the machine must not be used again.
-    pub(crate) fn strip(self) -> Result<Core, MachineError> {
-        let Ahead { mut core, .. } = self;
-        core.reset()?;
-        core.machine().detach()?;
-        Ok(core)
     }
 }

@@ -175,7 +175,7 @@ impl Machines {
             self.changed.notify_one();
         }
         drop(pool);
-        let stripped = other.and_then(|ahead| used_again(ahead.strip()));
+        let stripped = other.and_then(|ahead| emptied(ahead.into_parts().0));
         (core.or(stripped).or_else(|| self.take_away(self.limit.saturating_sub(1))), moving)
     }
 
@@ -260,17 +260,16 @@ impl Machines {
         })?;
         drop(holders);
         self.taken_away.fetch_add(1, Ordering::Relaxed);
-        let mut core = core?;
-        used_again(core.reset().map(|()| core))
+        // Its memory was taken before.
+        emptied(core?)
     }
 
     /// Takes back the core of a guest that has ended in order and had one core.
-    pub(crate) fn put_back(&self, mut core: Core) {
+    pub(crate) fn put_back(&self, core: Core) {
         if self.most == 0 || self.lock().spare() >= self.most {
             return;
         }
-        let emptied = core.reset().and_then(|()| core.machine().detach());
-        if let Some(core) = used_again(emptied.map(|()| core)) {
+        if let Some(core) = emptied(core) {
             self.reused.fetch_add(1, Ordering::Relaxed);
             let mut pool = self.lock();
             pool.ready.push(core);
@@ -396,7 +395,7 @@ impl Machines {
                     },
                     Done::Ahead,
                 ),
-            Task::Strip(ahead) => used_again(ahead.strip()).map_or(Done::Nothing, Done::Machine),
+            Task::Strip(ahead) => emptied(ahead.into_parts().0).map_or(Done::Nothing, Done::Machine),
         }
     }
 
@@ -416,7 +415,8 @@ impl Machines {
     }
 }
 
-/// A machine that was emptied, unless that failed.
-fn used_again(emptied: Result<Core, MachineError>) -> Option<Core> {
-    emptied.inspect_err(|e| log::debug!("a machine is not used again: {e}")).ok()
+/// The machine without anything of its former guest, unless the host refuses: then it must not be used again.
+fn emptied(mut core: Core) -> Option<Core> {
+    let done = core.reset().and_then(|()| core.machine().detach());
+    done.inspect_err(|e| log::debug!("a machine is not used again: {e}")).ok().map(|()| core)
 }

@@ -149,6 +149,7 @@ impl Worker {
             }
             let _ = guest.entered.set(entered);
             let exit = core.run(self.mine().attention);
+            let stalled = overrun(entered.elapsed(), end);
             self.mine().after_exit();
             guest.counters().exits.fetch_add(1, Ordering::Relaxed);
             let after = match exit {
@@ -183,9 +184,7 @@ impl Worker {
                 _ => self.cell.receive_if_due(),
             }
             let now = Instant::now();
-            // It is called out at the end of its turn: what passed after that is not its doing, but that of whoever kept the worker from the processor.
-            let most = end.map_or(u64::MAX, |left| nanoseconds(left + LATE));
-            let used = since(charged, now).min(most);
+            let used = since(charged, now).saturating_sub(nanoseconds(stalled));
             charged = now;
             vcore.account.charge(used);
             if let After::Idle(_) = after {
@@ -306,6 +305,12 @@ impl Worker {
     }
 }
 
+/// How much longer a guest was entered than it could be, if its turn ended after `left`: it is called out then, and what passed after that is not its doing,
+/// but that of whoever kept the worker from the processor. What the VMM does for a guest after its exit is its own, however long it takes.
+fn overrun(ran: Duration, left: Option<Duration>) -> Duration {
+    left.map_or(Duration::ZERO, |left| ran.saturating_sub(left + LATE))
+}
+
 /// Enters the guest at its handler if it wants that and an interrupt it waits for is pending.
 fn deliver_upcall(guest: &Guest, index: u32, core: &mut Core) -> Result<(), Box<Fault>> {
     let control = guest.memory.control(index);
@@ -354,5 +359,20 @@ fn fault_of(guest: &Guest, index: u32, core: &mut Core, exit: Exit) -> Fault {
         Exit::Port => Fault::from_port(index, registers),
         Exit::Shutdown => machine("the processor could not deliver a fault".to_owned()),
         other => machine(format!("{other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passed_after_the_end_of_a_turn_is_nobodys() {
+        let ms = Duration::from_millis;
+        assert_eq!(overrun(ms(100), None), ms(0), "nobody waits: it may run on");
+        assert_eq!(overrun(ms(5), Some(ms(5))), ms(0));
+        assert_eq!(overrun(ms(6), Some(ms(5))), ms(0), "a signal takes its time");
+        assert_eq!(overrun(ms(90), Some(ms(5))), ms(84));
+        assert_eq!(overrun(ms(90), Some(ms(0))), ms(89));
     }
 }

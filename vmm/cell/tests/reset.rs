@@ -14,6 +14,9 @@ use foraker_abi::layout::REGISTERS;
 use foraker_abi::registers::Registers;
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage};
 
+mod asm;
+use asm::code;
+
 // `fill` ends by falling into `look`, so that both together show that what is left is found.
 global_asm!(
     ".pushsection .rodata",
@@ -140,12 +143,6 @@ unsafe extern "C" {
     static reset_leave_end: u8;
     static reset_look: u8;
     static reset_look_end: u8;
-}
-
-fn code(from: &'static u8, to: &'static u8) -> Vec<u8> {
-    let (from, to) = (std::ptr::from_ref(from), std::ptr::from_ref(to));
-    // SAFETY: two labels of one section, the first before the second.
-    unsafe { std::slice::from_raw_parts(from, to as usize - from as usize) }.to_vec()
 }
 
 fn fill() -> Vec<u8> {

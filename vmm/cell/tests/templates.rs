@@ -13,6 +13,9 @@ use foraker_abi::layout::REGISTERS;
 use foraker_abi::registers::Registers;
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage};
 
+mod asm;
+use asm::code;
+
 // Ends with what the middle part puts into RDI, shifted by 8; below, whether `ready` has returned again (bit 0), and whether anything was lost (bit 1).
 global_asm!(
     ".pushsection .rodata",
@@ -79,12 +82,6 @@ unsafe extern "C" {
     static template_entropy_end: u8;
     static template_end: u8;
     static template_end_end: u8;
-}
-
-fn code(from: &'static u8, to: &'static u8) -> Vec<u8> {
-    let (from, to) = (std::ptr::from_ref(from), std::ptr::from_ref(to));
-    // SAFETY: two labels of one section, the first before the second.
-    unsafe { std::slice::from_raw_parts(from, to as usize - from as usize) }.to_vec()
 }
 
 fn image(middle: Vec<u8>) -> Arc<LoadedImage> {
