@@ -302,7 +302,7 @@ fn hypercalls(out: &mut String) {
     out.push_str("\n### Constants\n\n");
     table(out, &rest);
     let of_memory = constants!(memory: DISCARD PIN UNPIN WILL_NEED COLD);
-    let of_resources = constants!(resources: CORE_START CORE_STOP CORE_WAKE);
+    let of_resources = constants!(resources: CORE_START CORE_STOP CORE_WAKE MEMORY);
     let operations = [("memory", &of_memory[..]), ("resources", &of_resources)];
     assert_eq!(operations.len(), source.modules.len(), "groups of operations");
     for (module, values) in operations {
@@ -323,7 +323,7 @@ fn hypercalls(out: &mut String) {
 fn interrupts(out: &mut String) {
     let source = Source::read(include_str!("../src/interrupt.rs"));
     heading(out, "Interrupts", &source.module);
-    let values = constants!(interrupt: TIMER NET_RX NET_TX BLOCK STOP PREEMPT WAKE ALL);
+    let values = constants!(interrupt: TIMER NET_RX NET_TX BLOCK STOP PREEMPT WAKE RESOURCES ALL);
     bits(out, &source.constants("", &values));
     let _ = write!(out, "All other bits are reserved; `ALL` is `{:#x}`.\n\n", interrupt::ALL);
 }
@@ -364,7 +364,7 @@ fn virtual_registers(out: &mut String) {
         structure!(registers::Boot: argument_count environment_count size offset),
         structure!(registers::Schedule: quantum_end look_ns immediate running cpu_ns),
         structure!(registers::Resources:
-            memory_provisioned memory_allocated memory_resident cores_provisioned cores_allocated
+            memory_provisioned memory_allocated memory_resident cpu_provisioned cores_allocated
         ),
         structure!(registers::Counters:
             exits rx_frames rx_bytes tx_frames tx_bytes rx_dropped tx_dropped console_dropped

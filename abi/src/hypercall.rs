@@ -83,6 +83,11 @@ pub mod resources {
     pub const CORE_STOP: u64 = 1;
     /// `(core)`: raises [`crate::interrupt::WAKE`] on another core.
     pub const CORE_WAKE: u64 = 2;
+    /// `(bytes)`: wants to have so many bytes of its memory, whole pages, from all but the heap to `memory_size`. Less than it has: the end of the heap is given
+    /// back at once, at most [`super::MEMORY_MAX`] bytes with one call; touching it is a fault from then on. More: it is asked for, and
+    /// [`crate::interrupt::RESOURCES`] says that it was decided; what comes back reads as zeros. [`super::E_LIMIT`] while something is asked for, and for more
+    /// than 16 changes a second; [`super::E_UNSUPPORTED`] for a guest with large pages.
+    pub const MEMORY: u64 = 3;
 }
 
 const _: () = {

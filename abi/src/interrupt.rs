@@ -18,5 +18,7 @@ pub const STOP: u64 = 1 << 4;
 pub const PREEMPT: u64 = 1 << 5;
 /// Another core called `resources(CORE_WAKE)`.
 pub const WAKE: u64 = 1 << 6;
+/// What the guest asked for with `resources(MEMORY)` is granted, and in `memory_allocated`; or refused, and that has not changed.
+pub const RESOURCES: u64 = 1 << 7;
 /// Every bit in use.
-pub const ALL: u64 = 0x7f;
+pub const ALL: u64 = 0xff;

@@ -136,18 +136,18 @@ pub struct Schedule {
     pub cpu_ns: AtomicU64,
 }
 
-/// What is provisioned, allocated and in use. Bytes and cores; brought up to date at exits.
+/// What is provisioned, allocated and in use. Brought up to date at exits, and when what the guest has asked for is decided.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Resources {
-    /// Memory promised.
+    /// Memory promised: what the guest has of it is not asked back, and what it has given back comes when it asks.
     pub memory_provisioned: AtomicU64,
-    /// Memory given now.
+    /// Memory given now. It differs from `memory_size` by what the guest has given back: the end of its heap.
     pub memory_allocated: AtomicU64,
     /// Memory resident now (0: not known).
     pub memory_resident: AtomicU64,
-    /// Cores promised.
-    pub cores_provisioned: AtomicU32,
+    /// Processor time promised, thousandths of a processor.
+    pub cpu_provisioned: AtomicU32,
     /// Cores given now.
     pub cores_allocated: AtomicU32,
 }

@@ -179,9 +179,28 @@ impl Artifacts {
     /// # Errors
     /// As [`serve`](Self::serve).
     pub fn serve_as_given(&self, subnets: &mut GuestSubnets, guests: &[&str], port: u16) -> Result<Running> {
+        self.serve_to(Stdio::piped(), subnets, guests, port)
+    }
+
+    /// The same with consoles that nobody reads: whoever reads what a guest writes without end takes processor time from those who measure.
+    ///
+    /// # Errors
+    /// As [`Self::serve_as_given`].
+    pub fn serve_unheard(&self, subnets: &mut GuestSubnets, guests: &[&str], port: u16) -> Result<Running> {
+        self.serve_to(Stdio::null(), subnets, guests, port)
+    }
+
+    fn serve_to(
+        &self,
+        consoles: Stdio,
+        subnets: &mut GuestSubnets,
+        guests: &[&str],
+        port: u16,
+    ) -> Result<Running> {
         let (subnet, address) = subnets.take()?;
-        let all = [&["--subnet", &subnet], guests].concat();
-        let mut running = Running::spawn(self.launch(&all)?, address)?;
+        let mut command = self.launch(&[&["--subnet", &subnet], guests].concat())?;
+        command.stderr(consoles);
+        let mut running = Running::spawn(command, address)?;
         running.wait_for(port)?;
         Ok(running)
     }

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub struct Supervisor {
     vmm: PathBuf,
     socket: PathBuf,
     lines: Arc<AtomicU64>,
+    /// Lines that hold the words that are listened for.
+    heard: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -39,6 +41,19 @@ impl Supervisor {
     /// # Errors
     /// When it does not start.
     pub fn start_with(vmm: &Path, cells: usize, options: &[&str]) -> Result<Supervisor> {
+        Supervisor::listen(vmm, cells, options, None)
+    }
+
+    /// The same, and keeps guests' lines that hold these words.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn listen(
+        vmm: &Path,
+        cells: usize,
+        options: &[&str],
+        words: Option<&'static str>,
+    ) -> Result<Supervisor> {
         let socket = std::env::temp_dir().join(format!("bench-{}.sock", std::process::id()));
         let mut child = Command::new(vmm)
             .args(["serve", "--cells", &cells.to_string(), "--socket"])
@@ -50,14 +65,19 @@ impl Supervisor {
             .with_context(|| format!("cannot start {}", vmm.display()))?;
         let lines = Arc::new(AtomicU64::new(0));
         let output = child.stdout.take().context("no output")?;
-        let counted = Arc::clone(&lines);
+        let heard = Arc::default();
+        let (counted, kept) = (Arc::clone(&lines), Arc::<Mutex<Vec<String>>>::clone(&heard));
         let reader = std::thread::spawn(move || {
             // Ends with the last process that holds the pipe.
-            for _ in BufReader::new(output).lines().map_while(Result::ok) {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if words.is_some_and(|words| line.contains(words)) {
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                }
                 counted.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let supervisor = Supervisor { child, vmm: vmm.to_path_buf(), socket, lines, reader: Some(reader) };
+        let supervisor =
+            Supervisor { child, vmm: vmm.to_path_buf(), socket, lines, heard, reader: Some(reader) };
         supervisor.wait("the supervisor does not answer", || supervisor.ask(&["ps"]).is_ok())?;
         Ok(supervisor)
     }
@@ -68,6 +88,12 @@ impl Supervisor {
     /// When it has gone.
     pub fn control(&self) -> Result<Control> {
         Control::connect(&self.socket)
+    }
+
+    /// What was heard so far.
+    #[must_use]
+    pub fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for something.

@@ -75,6 +75,8 @@ pub const TARGETS: &[(&str, &str, Target)] = &[
     ("fair", "console", Target::RatioAtLeast(0.9)),
     ("A1", "memory", Target::ValueAtMost(2.0)),
     ("A1", "core", Target::ValueAtMost(2.0)),
+    ("A1", "guest_memory", Target::ValueAtMost(2.0)),
+    ("A1", "guest_core", Target::ValueAtMost(2.0)),
     ("A2", "wake_p99", Target::ValueAtMost(2.0)),
     ("A2", "batch", Target::RatioAtLeast(0.95)),
     ("storm", "10000", Target::RatioAtLeast(0.6)),

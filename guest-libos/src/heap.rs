@@ -41,7 +41,7 @@ unsafe impl Source for Rest {
         // The allocator needs room for its own words and for alignment beside the block itself.
         let needed = layout.size().checked_add(layout.align()).and_then(|n| n.checked_add(8192)).ok_or(())?;
         let step = given.clamp(FIRST_STEP, LARGEST_STEP).max(needed.next_multiple_of(4096));
-        let step = step.min((registers.memory_end as usize).saturating_sub(rest.next));
+        let step = step.min((crate::memory::end() as usize).saturating_sub(rest.next));
         if step < 4096 {
             return Err(());
         }
@@ -154,7 +154,7 @@ pub struct Usage {
     pub used: usize,
     /// Bytes given to the allocator so far; pages beyond were never touched.
     pub grown: usize,
-    /// Bytes of the whole heap.
+    /// Bytes of the whole heap, without what was given back.
     pub size: usize,
 }
 
@@ -163,8 +163,14 @@ pub struct Usage {
 pub fn usage() -> Usage {
     let grown = HEAP.with(|talc| talc.source.next - talc.source.start);
     let registers = crate::registers();
-    let size = registers.memory_end.saturating_sub(registers.heap_start) as usize;
+    let size = crate::memory::end().saturating_sub(registers.heap_start) as usize;
     Usage { used: HEAP.used.load(Ordering::Relaxed), grown, size }
+}
+
+/// Bytes at the end of the heap that the allocator never had.
+pub(crate) fn unused() -> u64 {
+    let next = HEAP.with(|talc| talc.source.next as u64);
+    crate::memory::end().saturating_sub(next.max(crate::registers().heap_start))
 }
 
 /// A buffer of `length` bytes of arbitrary content, whose pages are not touched until they are used.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-pub use foraker_abi::interrupt::{ALL, BLOCK, NET_RX, NET_TX, PREEMPT, STOP, TIMER, WAKE};
+pub use foraker_abi::interrupt::{ALL, BLOCK, NET_RX, NET_TX, PREEMPT, RESOURCES, STOP, TIMER, WAKE};
 
 /// Bits that an upcall's handler took, for the executor to see.
 pub(crate) static TAKEN_BY_UPCALL: AtomicU64 = AtomicU64::new(0);

@@ -29,6 +29,7 @@ pub mod http;
 pub mod hypercall;
 pub mod interrupt;
 pub mod logger;
+pub mod memory;
 mod memory_functions;
 pub mod net;
 #[cfg(not(test))]

@@ -23,6 +23,7 @@ thread_local! {
         let mut registers: Box<Registers> = unsafe { Box::new(core::mem::zeroed()) };
         registers.cores = 1;
         registers.memory_size = 64 << 20;
+        registers.resources.memory_allocated = AtomicU64::new(64 << 20);
         registers.memory_end = 64 << 20;
         registers.entropy = *b"0123456789abcdef0123456789abcdef";
         registers.incarnation = AtomicU64::new(1);

@@ -20,6 +20,8 @@ pub enum Expect {
     Ring(&'static str, &'static str),
     /// An upcall that cannot be delivered.
     Upcall,
+    /// The use of memory that it has given back.
+    GivenBack,
     /// A hypercall that may not be answered otherwise: the guest checks it and exits with 0.
     Held,
     /// The same; and a frame was dropped for this reason.
@@ -286,6 +288,9 @@ pub const CALLS: &[Case] = &[
     held("discard-shared"),
     page("discard-stack", FETCH, ""),
     held("resources-wild"),
+    case("given-back-read", Expect::GivenBack),
+    case("given-back-console", Expect::GivenBack),
+    held("resize-storm"),
     cores("core-wild-entry", Expect::Held),
     cores("core-non-canonical-entry", Expect::Held),
     cores("core-kernel-entry", Expect::Held),
@@ -508,6 +513,7 @@ pub fn judge_listed(case: &Case, phase: &str) -> Result<(), String> {
         Expect::Arrived => (of_vector(GP), false),
         Expect::Ring(..) => (fault("damaged ring", "ring"), false),
         Expect::Upcall => (fault("upcall to a stack that cannot be written", "upcall"), false),
+        Expect::GivenBack => (fault("use of memory that was given back", "memory"), false),
         Expect::Held | Expect::Dropped(_) => ("exit 0".to_owned(), true),
         Expect::Exit(status) => (format!("exit {status}"), true),
         Expect::WentOn => ("exit 1".to_owned(), true),
@@ -555,6 +561,10 @@ fn meets(expect: Expect, guest: &Guest, lines: &[&str]) -> Result<(), String> {
             } else {
                 Err("another fault".to_owned())
             }
+        }
+        Expect::GivenBack => {
+            let fault = guest.fault.as_ref().ok_or("no fault")?;
+            if fault.mnemonic == "memory" { Ok(()) } else { Err("another fault".to_owned()) }
         }
         Expect::Held => exited(0),
         Expect::Dropped(reason) => {

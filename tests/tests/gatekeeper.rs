@@ -94,3 +94,29 @@ fn what_was_lent_comes_back_when_its_owner_asks() {
     becomes(&serve, 3, "running");
     assert_eq!(serve.stop().status, 0);
 }
+
+/// The two kinds of provision of a single guest, by what it sees itself.
+#[test]
+fn what_a_guest_has_lent_comes_back_when_it_asks() {
+    // Room for the one, and for what it lends, but not for both.
+    let serve = Serve::start_with("guest", 1, "10.127", &["--memory", "20M"]);
+    let probe = image("probe").display().to_string();
+    let lender = ["run", "--no-net", "-m", "16M", "--small-pages", "--provision-memory", "16M"];
+    let lends = serve.ask(&[&lender[..], &["--provision-cpus", "0.5", &probe, "lend", "500"]].concat());
+    assert_eq!(lends.status, 0, "{lends}");
+    let refused = serve.ask(&[&lender[..], &["-d", &probe, "lend", "500"]].concat());
+    assert!(refused.status == 125 && refused.stderr.contains("would be provisioned in all"), "{refused}");
+    let more = serve.ask(&["run", "-m", "1M", "--provision-memory", "2M", &probe, "idle"]);
+    assert!(more.status == 125 && more.stderr.contains("--provision-memory is more than"), "{more}");
+    let borrower =
+        ["run", "-d", "--no-net", "-m", "8M", "--small-pages", "--restart", "always", &probe, "idle"];
+    assert_eq!(serve.ask(&borrower).stdout.trim(), "2");
+    // It runs while the lender does without, and makes room as often as that asks.
+    let came_back = || serve.guests().iter().find(|g| g.id == 2).is_some_and(|g| g.restarts >= 2);
+    assert!(eventually(seconds(20), came_back), "{:?}", serve.guests());
+    assert_eq!(phase(&serve, 1), "running");
+    let printed = serve.running.stdout();
+    assert!(printed.contains("granted after") && !printed.contains("refused after"), "{printed}");
+    assert!(!printed.lines().any(|l| l.contains("reads ") && !l.ends_with("reads 0")), "{printed}");
+    assert_eq!(serve.stop().status, 0);
+}

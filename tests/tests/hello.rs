@@ -128,3 +128,26 @@ fn many_launches_at_once() {
         .collect();
     assert_eq!(threads.into_iter().map(|t| t.join().expect("no panic")).sum::<i32>(), 0);
 }
+
+/// On one worker: a guest with the least share beside one with the greatest has what it was promised, and what it leaves is the other's.
+#[test]
+fn processor_time_that_was_promised_is_given() {
+    let program = image("hostile").display().to_string();
+    let promised = ["--name", "promised", "--no-net", "--cpu-shares", "1", "--provision-cpus", "0.7"];
+    let greedy = ["--name", "greedy", "--no-net", "--cpu-shares", "10000"];
+    let both = |options: &[&str], case: &str| {
+        let launch_options = ["--json", "--workers", "1", "--timeout", "3"];
+        let first = [&launch_options[..], options, &[&program, case]].concat();
+        let ended = launch([&first[..], &["+"], &greedy, &[&program, "endless-loop"]].concat()).wait(LIMIT);
+        let report = ended.report();
+        (report.guest("promised").cpu_seconds, report.guest("greedy").cpu_seconds)
+    };
+    let (own, others) = both(&promised, "endless-loop");
+    assert!((0.62..0.8).contains(&(own / (own + others))), "{own} s and {others} s");
+    // It sleeps: what was promised is lent.
+    let (own, others) = both(&promised, "sleep-forever");
+    assert!(own < 0.1 && others > 1.0, "{own} s and {others} s");
+    // Without the promise it would have next to nothing.
+    let (own, others) = both(&promised[..5], "endless-loop");
+    assert!(own < 0.3 * (own + others), "{own} s and {others} s");
+}

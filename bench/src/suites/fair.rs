@@ -2,7 +2,7 @@
 //!
 //! The quiet one is asked at a steady rate for which much less than half of the worker is enough. What it should lose to its neighbour is
 //! nothing, whatever the neighbour does without end: compute, make hypercalls, send frames to the gateway (the limit of frames that its image asks for
-//! is lifted), write to its console (whose limit stays). Its baseline is the same quiet guest alone.
+//! is lifted), write to its console (whose limit stays; nobody reads it, as a reader would take processor time from the clients). Its baseline is the same quiet guest alone.
 
 use anyhow::{Context, Result};
 
@@ -81,7 +81,7 @@ fn quiet(session: &mut Session, greedy: Option<&str>) -> Result<Outcome> {
     if let Some(case) = greedy {
         guests.extend(["+", "--name", "greedy", "--tx-packets", "1000000000", &hostile, case]);
     }
-    let running = artifacts.serve_as_given(&mut session.subnets, &guests, PORT)?;
+    let running = artifacts.serve_unheard(&mut session.subnets, &guests, PORT)?;
     let servers = [running.address];
     let target = Target { servers: &servers, port: PORT, path: DOCUMENT, connections: CONNECTIONS };
     let mut crowd = Crowd::gather(target)?;

@@ -75,21 +75,43 @@ pub(super) fn echoes(session: &mut Session, beside_others: bool) -> Result<Vec<f
     Ok(mixed(session, "auto", true, workers)?.trips.values().to_vec())
 }
 
+/// The same to a guest with the least share beside such with the greatest, and with a provision of half a processor.
+///
+/// # Errors
+/// When a guest fails.
+pub(super) fn echoes_of_the_least(session: &mut Session) -> Result<Vec<f64>> {
+    let own = ["--cpu-shares", "1", "--provision-cpus", "0.5"];
+    Ok(with_options(session, &own, &["--cpu-shares", "10000"], true, workers())?.trips.values().to_vec())
+}
+
 fn workers() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Batch guests, with an interactive one that is asked, or that only is there.
 fn mixed(session: &mut Session, grain: &str, echoes: bool, batch: usize) -> Result<Outcome> {
+    with_options(session, &["--grain", grain], &["--grain", grain], echoes, batch)
+}
+
+fn with_options(
+    session: &mut Session,
+    interactive: &[&str],
+    others: &[&str],
+    echoes: bool,
+    batch: usize,
+) -> Result<Outcome> {
     let artifacts = session.artifacts()?;
     let image = artifacts.image("probe")?.to_string_lossy().into_owned();
     let workers = workers();
     let names: Vec<_> = (0..batch).map(|n| format!("batch{n}")).collect();
     let count = workers.to_string();
-    let mut guests =
-        vec!["--workers", &count, "--net", "--name", "interactive", "--grain", grain, &image, "net"];
+    let mut guests = vec!["--workers", &count, "--net", "--name", "interactive"];
+    guests.extend(interactive);
+    guests.extend([&image, "net"]);
     for name in &names {
-        guests.extend(["+", "--no-net", "--name", name, "--grain", grain, &image, "compute"]);
+        guests.extend(["+", "--no-net", "--name", name]);
+        guests.extend(others);
+        guests.extend([&image, "compute"]);
     }
     let running = artifacts.serve_as_given(&mut session.subnets, &guests, ALIVE)?;
     let mut client = echo::Client::connect(running.address)?;

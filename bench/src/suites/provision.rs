@@ -5,6 +5,11 @@
 //! new one runs its first instruction. The time from the request, inside the daemon, to that moment is more than the grant alone. Beside it, the same
 //! start while the memory is free.
 //!
+//! `guest_memory`: a guest has given back what it was provisioned, and guests of others run in it. It asks for all: they are ended, their memory is dropped, and
+//! the guest hears of it and goes on. The time from its hypercall to that moment, on its own clock. Beside it, the same while nobody else is there.
+//!
+//! `guest_core`: as `core`, but the guest has the least share there is and the others the greatest, and a provision of its own. Beside it, equal shares.
+//!
 //! `core`: a guest rests, and its part of the processors is lent to guests that compute without end, one on each worker. A request reaches it: the time
 //! to its answer, on the client's side, is more than the grant alone. Beside it, the same with nobody else there.
 
@@ -39,7 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When a guest fails, or nothing is granted.
 pub fn run(session: &mut Session) -> Result<()> {
     memory(session)?;
-    core(session)
+    core(session)?;
+    guest_memory(session)?;
+    guest_core(session)
 }
 
 fn memory(session: &mut Session) -> Result<()> {
@@ -112,4 +119,50 @@ fn core(session: &mut Session) -> Result<()> {
     }
     (session.report)(&Figure::against("A1", "core", "ms", &lent, "no other guest", &free)?)?;
     (session.report)(&Figure::tail("A1", "core/p99", "ms", &lent)?)
+}
+
+fn guest_memory(session: &mut Session) -> Result<()> {
+    let (mut lent, mut free) = (Samples::default(), Samples::default());
+    for _ in 0..session.runs {
+        lent.extend(answers(session, true)?);
+        free.extend(answers(session, false)?);
+    }
+    (session.report)(&Figure::against("A1", "guest_memory", "ms", &lent, "free memory", &free)?)?;
+    (session.report)(&Figure::tail("A1", "guest_memory/p99", "ms", &lent)?)
+}
+
+/// How long a guest waited for its memory each time, milliseconds; others have it when it asks, or nobody.
+fn answers(session: &mut Session, lent: bool) -> Result<Vec<f64>> {
+    const WORDS: &str = "granted after ";
+    let artifacts = session.artifacts()?;
+    let image = artifacts.image("probe")?.to_string_lossy().into_owned();
+    let budget = format!("{}M", EACH + 2);
+    let supervisor = Supervisor::listen(&artifacts.vmm, 1, &["--memory", &budget], Some(WORDS))?;
+    let guest = ["run", "--no-net", "--small-pages", "--memory"];
+    let lender = ["16M", "--provision-memory", "16M", "--name", "lender", &image, "lend", "50"];
+    supervisor.ask(&[&guest[..], &lender].concat())?;
+    if lent {
+        // Two have room in what it gives back.
+        let borrower = ["6M", "--detach", "--count", "2", "--restart", "always", &image, "idle"];
+        supervisor.ask(&[&guest[..], &borrower].concat())?;
+    }
+    supervisor.wait("the guest does not get its memory", || supervisor.heard().len() >= WARM_UP + GRANTS)?;
+    let guests = supervisor.control()?.guests()?;
+    let back = guests.iter().filter(|g| g.name != "lender").map(|g| g.restarts).min();
+    ensure!(!lent || back.is_some_and(|n| n as usize + 2 >= GRANTS), "memory was seldom lent: {back:?}");
+    let after = |line: &String| line.split_once(WORDS)?.1.split(' ').next()?.parse::<f64>().ok();
+    let times: Vec<f64> =
+        supervisor.heard().iter().skip(WARM_UP).filter_map(after).map(|us| us / 1e3).collect();
+    ensure!(times.len() >= GRANTS, "the guest does not say how long it waited");
+    Ok(times)
+}
+
+fn guest_core(session: &mut Session) -> Result<()> {
+    let (mut promised, mut equal) = (Samples::default(), Samples::default());
+    for _ in 0..session.runs {
+        promised.extend(grain::echoes_of_the_least(session)?);
+        equal.extend(grain::echoes(session, true)?);
+    }
+    (session.report)(&Figure::against("A1", "guest_core", "ms", &promised, "equal shares", &equal)?)?;
+    (session.report)(&Figure::tail("A1", "guest_core/p99", "ms", &promised)?)
 }

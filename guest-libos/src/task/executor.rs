@@ -162,6 +162,9 @@ fn interrupts() {
             EXECUTOR.with(|executor| executor.ready.borrow_mut().extend(queue.drain(..)));
         });
     }
+    if bits & crate::interrupt::RESOURCES != 0 {
+        crate::memory::interrupted();
+    }
     if bits & crate::interrupt::STOP != 0 {
         EXECUTOR.with(|executor| {
             executor.stop.set(true);

@@ -1,5 +1,7 @@
 //! Each hypercall's contract: results and error codes.
 
+use core::sync::atomic::Ordering;
+
 use foraker_abi::hypercall::*;
 use foraker_abi::layout::{self, PAGE_SIZE};
 use guest_libos::registers;
@@ -99,7 +101,35 @@ fn resources(report: &mut Report) {
         E_INVALID,
     );
     report.equal("resources.wake_itself", call(RESOURCES, [resources::CORE_WAKE, 0, 0, 0, 0]), 0);
-    let pending = guest_libos::registers::control().pending.swap(0, core::sync::atomic::Ordering::SeqCst);
+    let pending = guest_libos::registers::control().pending.swap(0, Ordering::SeqCst);
     let wake = foraker_abi::interrupt::WAKE;
     report.check("resources.wake_sets_bit", pending & wake != 0, format_args!("{pending:#x}"));
+    resize(report);
+}
+
+/// Gives back the last pages of the heap, and asks for them: nobody else wants them.
+fn resize(report: &mut Report) {
+    const PAGES: u64 = 16;
+    let r = registers();
+    let allocated = || r.resources.memory_allocated.load(Ordering::SeqCst);
+    let resize = |bytes| call(RESOURCES, [resources::MEMORY, bytes, 0, 0, 0]);
+    let (whole, least) = (r.memory_size, r.memory_size - (r.memory_end - r.heap_start));
+    let last = (r.memory_end - 1) as *mut u8;
+    // SAFETY: the last byte of the heap, which nothing uses.
+    unsafe { last.write_volatile(7) };
+    for (what, bytes) in
+        [("odd", whole - 17), ("too_little", least - PAGE_SIZE), ("too_much", whole + PAGE_SIZE)]
+    {
+        report.equal(what, resize(bytes), E_INVALID);
+    }
+    report.equal("resources.memory_kept", allocated(), whole);
+    report.equal("resources.memory_given_back", resize(whole - PAGES * PAGE_SIZE), 0);
+    report.equal("resources.memory_is_less", allocated(), whole - PAGES * PAGE_SIZE);
+    report.equal("resources.memory_asked_for", resize(whole), 0);
+    report.equal("resources.memory_is_back", allocated(), whole);
+    let pending = guest_libos::registers::control().pending.swap(0, Ordering::SeqCst);
+    let decided = foraker_abi::interrupt::RESOURCES;
+    report.check("resources.memory_sets_bit", pending & decided != 0, format_args!("{pending:#x}"));
+    // SAFETY: as above.
+    report.equal("resources.memory_reads_zero", unsafe { last.read_volatile() }, 0);
 }

@@ -136,8 +136,8 @@ fn changing(report: &mut Report) {
         resources.memory_allocated.load(Ordering::SeqCst),
         r.memory_size,
     );
-    let cores = resources.cores_provisioned.load(Ordering::SeqCst);
-    report.equal("resources.cores_provisioned", cores, r.cores);
+    let processors = resources.cpu_provisioned.load(Ordering::SeqCst);
+    report.equal("resources.cpu_provisioned", processors, 0);
     let allocated = resources.cores_allocated.load(Ordering::SeqCst);
     report.check(
         "resources.cores_allocated",

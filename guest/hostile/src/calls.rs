@@ -36,6 +36,16 @@ pub(crate) const CASES: &[Case] = &[
         Verdict::WentOn
     }),
     case("resources-wild", resources_wild),
+    case("given-back-read", || {
+        let last = give_back(1);
+        guest::peek(last);
+        endless(|| 0)
+    }),
+    case("given-back-console", || {
+        let last = give_back(4);
+        endless(|| call(CONSOLE, [last, 1, 0, 0, 0]))
+    }),
+    case("resize-storm", resize_storm),
     case("core-wild-entry", || start_core(WILD, second_stack())),
     case("core-non-canonical-entry", || start_core(NON_CANONICAL, second_stack())),
     case("core-kernel-entry", || start_core(layout::FAULT_STUBS, second_stack())),
@@ -253,7 +263,7 @@ unsafe extern "C" fn discard_and_return(number: u64, operation: u64, address: u6
 }
 
 fn resources_wild() -> Verdict {
-    use hc::resources::{CORE_START, CORE_STOP, CORE_WAKE};
+    use hc::resources::{CORE_START, CORE_STOP, CORE_WAKE, MEMORY};
     let refused = &[E_INVALID, E_LIMIT];
     let entry = ins::ud2 as *const () as u64;
     let stack = second_stack();
@@ -269,9 +279,37 @@ fn resources_wild() -> Verdict {
         answers("wake core 64", RESOURCES, [CORE_WAKE, 64, 0, 0, 0], refused),
         answers("wake core 2^32", RESOURCES, [CORE_WAKE, 1 << 32, 0, 0, 0], refused),
         answers("wake core 2^63", RESOURCES, [CORE_WAKE, 1 << 63, 0, 0, 0], refused),
-        answers("unknown operation", RESOURCES, [CORE_WAKE + 1, 0, 0, 0, 0], &[E_INVALID]),
+        answers("no memory at all", RESOURCES, [MEMORY, 0, 0, 0, 0], refused),
+        answers("memory of 2^63", RESOURCES, [MEMORY, 1 << 63, 0, 0, 0], refused),
+        answers("memory of 2^64 - a page", RESOURCES, [MEMORY, 0u64.wrapping_sub(PAGE), 0, 0, 0], refused),
+        answers("unknown operation", RESOURCES, [MEMORY + 1, 0, 0, 0, 0], &[E_INVALID]),
         answers("operation 2^32", RESOURCES, [1 << 32, 0, 0, 0, 0], &[E_INVALID]),
     ])
+}
+
+/// Gives pages at the end of the heap back. Returns the address of the last byte of them.
+fn give_back(pages: u64) -> u64 {
+    let r = guest::registers();
+    println!("expect");
+    let result = call(RESOURCES, [hc::resources::MEMORY, r.memory_size - pages * PAGE, 0, 0, 0]);
+    if result != 0 {
+        println!("FAIL memory was not given back: {result}");
+    }
+    r.memory_end - 1
+}
+
+/// Gives back and asks for a page, ten thousand times, each time as if the last had been answered.
+fn resize_storm() -> Verdict {
+    let whole = guest::registers().memory_size;
+    let (mut done, mut refused) = (0, 0);
+    for n in 0..10_000u64 {
+        match call(RESOURCES, [hc::resources::MEMORY, whole - n % 2 * PAGE, 0, 0, 0]) {
+            0 => done += 1,
+            E_LIMIT => refused += 1,
+            _ => return check(false, "a change is done, or there are too many"),
+        }
+    }
+    all([check(done >= 1, "a change is done"), check(refused > 5000, "others have to hear of no more")])
 }
 
 /// The top of a page of the heap.

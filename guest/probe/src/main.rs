@@ -4,6 +4,8 @@
 //! - `probe compute`: computes until it is asked to stop, without an exit; then one line: rounds of work per second.
 //! - `probe idle`: says so, and then rests until it is asked to stop: what a live idle guest costs.
 //! - `probe resolve 4|6 NAME...`: one line for each name, with its addresses of that family or with what went wrong.
+//! - `probe lend MILLISECONDS`: again and again gives back all memory that it does not use, waits so long, asks for it, uses it, and waits once more; a line
+//!   for each, the last with the time to the answer.
 //! - `probe net`: TCP that is read and discarded (port 5001), TCP that is written for ever (5002), UDP echoes with time
 //!   stamps (5003), until it is asked to stop.
 #![no_std]
@@ -11,13 +13,16 @@
 
 mod network;
 
+use core::time::Duration;
+
 use guest_libos::net::{Family, resolve_all};
 use guest_libos::time::Instant;
-use guest_libos::{args, hypercall, interrupt, print, println, task};
+use guest_libos::{args, hypercall, interrupt, memory, print, println, registers, task};
 
 guest_libos::entry!(main, net: true);
 
-const USAGE: &str = "usage: probe hypercall BATCHES CALLS | compute | idle | resolve 4|6 NAME... | net";
+const USAGE: &str =
+    "usage: probe hypercall BATCHES CALLS | compute | idle | resolve 4|6 NAME... | lend MILLISECONDS | net";
 
 fn main() -> Result<(), &'static str> {
     let mut arguments = args().skip(1);
@@ -48,6 +53,11 @@ fn main() -> Result<(), &'static str> {
             task::run(resolve(family, arguments));
             Ok(())
         }
+        Some("lend") => {
+            let wait = arguments.next().and_then(|n| n.parse().ok()).ok_or(USAGE)?;
+            task::run(lend(Duration::from_millis(wait)))
+                .map_err(|_| "memory cannot be given back or asked for")
+        }
         Some("net") => task::run(network::serve()).map_err(|_| "the network cannot be used"),
         _ => Err(USAGE),
     }
@@ -77,6 +87,27 @@ fn compute() {
     }
     let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
     println!("rounds_per_second {}", rounds.saturating_mul(1_000_000) / us);
+}
+
+async fn lend(wait: Duration) -> Result<(), hypercall::Error> {
+    let whole = registers().memory_size;
+    while !task::is_shutdown_requested() {
+        println!("lent {}", whole - memory::give_back_unused(0)?);
+        task::sleep(wait).await;
+        let start = Instant::now();
+        let granted = memory::request(whole).await?;
+        println!("{} after {} us", if granted { "granted" } else { "refused" }, start.elapsed().as_micros());
+        if granted {
+            let last = (registers().memory_end - 8) as *mut u64;
+            // SAFETY: the last word of the heap, which has just come back, and which the allocator has not reached.
+            let value = unsafe { last.read_volatile() };
+            // SAFETY: as above.
+            unsafe { last.write_volatile(!0) };
+            println!("reads {value}");
+        }
+        task::sleep(wait).await;
+    }
+    Ok(())
 }
 
 fn hypercalls(batches: u32, calls: u32) {

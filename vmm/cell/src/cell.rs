@@ -14,6 +14,7 @@ use foraker_machine::{Core, Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
 use foraker_memory::{Arena, GuestMemory, MemoryError, Pages, Template};
 use foraker_net::{Port, RingState};
+use foraker_policy::demand::Asked;
 use foraker_policy::token_bucket::TokenBucket;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) machines: Machines,
     /// Where the cell's clock starts.
     epoch: Instant,
+    /// How much memory guests have is decided elsewhere.
+    pub(crate) gatekept: bool,
 }
 
 /// A cell.
@@ -91,8 +94,15 @@ impl Shared {
         let home = vcore.guest.cores.get(vcore.index as usize).map_or(0, |s| s.worker.load(Ordering::Relaxed))
             as usize;
         let busy = |w: &WorkerShared| !w.is_sleeping() && (w.attention.in_guest() || w.waiting() > 0);
+        // What was promised to one does not wait for what was promised to another as long as there is a worker without.
+        let elsewhere = |w: &WorkerShared| {
+            let crowded = vcore.guest.due().is_some() && w.keeps_a_promise();
+            crowded.then(|| self.workers.iter().find(|w| !w.keeps_a_promise())).flatten()
+        };
         let chosen = match self.workers.get(home) {
-            Some(w) if busy(w) => self.workers.iter().find(|w| w.is_sleeping()).unwrap_or(w),
+            Some(w) if busy(w) => {
+                self.workers.iter().find(|w| w.is_sleeping()).or_else(|| elsewhere(w)).unwrap_or(w)
+            }
             Some(w) if w.is_sleeping() => self.workers.iter().find(|w| w.is_mine_and_free()).unwrap_or(w),
             Some(w) => w,
             None => return,
@@ -239,6 +249,12 @@ impl Shared {
         if let (Some(network), Some(port)) = (&self.network, &guest.port) {
             network.remove(port);
         }
+        self.tell();
+    }
+
+    /// Whoever runs the cell is to look at its guests.
+    pub(crate) fn tell(&self) {
+        // An event counter that is full is readable, which is all that is wanted.
         let _ = self.ended.write(1);
     }
 }
@@ -254,7 +270,8 @@ impl Cell {
         let network = config.network.as_ref().map(Network::new).transpose()?;
         let (arena, large_arena) = (Arena::new(config.arena)?, Arena::of_large_pages(config.arena)?);
         let floor = Arc::default();
-        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new(&floor));
+        let epoch = Instant::now();
+        let workers = (0..config.workers.max(1)).map(|_| WorkerShared::new(&floor, epoch));
         let shared = Arc::new(Shared {
             workers: workers.collect::<Result<_, _>>().map_err(os("cannot make a worker"))?,
             console: Console::new(config.console),
@@ -271,7 +288,8 @@ impl Cell {
                 config.kept_machines,
                 config.machines,
             ),
-            epoch: Instant::now(),
+            gatekept: config.gatekept,
+            epoch,
         });
         let mut cell = Cell { arena, large_arena, shared, threads: Vec::new() };
         for index in 0..cell.shared.workers.len() {
@@ -433,10 +451,14 @@ impl Cell {
         self.shared.machines.started_ahead()
     }
 
-    /// Shares of the guests that could run, as a mean since this was asked last: what this cell weighs beside others.
+    /// What the guests that could run asked for, as means since this was asked last: what this cell weighs beside others.
     #[must_use]
-    pub fn demand(&self) -> u64 {
-        self.shared.workers.iter().map(WorkerShared::demand).sum()
+    pub fn demand(&self) -> Asked {
+        let each = self.shared.workers.iter().map(WorkerShared::demand);
+        each.fold(Asked::default(), |all, one| Asked {
+            shares: all.shares.saturating_add(one.shares),
+            promised: all.promised.saturating_add(one.promised),
+        })
     }
 
     /// How many guests have lost their machine to others.
@@ -520,9 +542,10 @@ impl Cell {
             offset,
         };
         r.schedule.immediate.store(u32::from(spec.immediate), Ordering::Relaxed);
-        r.resources.memory_provisioned.store(plan.memory_size, Ordering::Relaxed);
+        let kept = if self.shared.gatekept { spec.memory_provision.unwrap_or(0) } else { plan.memory_size };
+        r.resources.memory_provisioned.store(kept.min(plan.memory_size), Ordering::Relaxed);
         r.resources.memory_allocated.store(plan.memory_size, Ordering::Relaxed);
-        r.resources.cores_provisioned.store(spec.cores, Ordering::Relaxed);
+        r.resources.cpu_provisioned.store(spec.processor.provision.unwrap_or(0), Ordering::Relaxed);
         r.resources.cores_allocated.store(spec.cores, Ordering::Relaxed);
         Ok(())
     }
@@ -533,7 +556,7 @@ impl Cell {
         self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Becomes readable when a guest ends; read it to wait for the next.
+    /// Becomes readable when a guest ends, or has a wish; read it to wait for the next.
     #[must_use]
     pub fn ended(&self) -> &EventFd {
         &self.shared.ended

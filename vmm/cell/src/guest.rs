@@ -9,10 +9,12 @@ use foraker_abi::registers::{Counters, Registers, Schedule};
 use foraker_machine::{Core, Machine, Saved};
 use foraker_memory::GuestMemory;
 use foraker_net::Port;
-use foraker_policy::cpu::{Account, Cap, DEFAULT_SHARE, Grain};
+use foraker_policy::cpu::{Account, DEFAULT_SHARE, Grain};
+use foraker_policy::rate::Rate;
 use foraker_policy::token_bucket::TokenBucket;
 use serde::{Deserialize, Serialize};
 
+use crate::allocation::Allocation;
 use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
@@ -51,10 +53,13 @@ pub struct Guest {
     /// When a worker first entered it.
     pub(crate) entered: OnceLock<Instant>,
     cpu_ns: AtomicU64,
-    /// The clock of its limit of processor time.
-    cap_clock: AtomicU64,
+    /// The clocks of its limit of processor time, and of what it is promised.
+    limit_clock: AtomicU64,
+    promise_clock: AtomicU64,
     end: OnceLock<End>,
     ended: AtomicBool,
+    /// How much of its memory it has.
+    pub(crate) allocation: Allocation,
 }
 
 /// A guest's part of the processors.
@@ -65,19 +70,25 @@ pub struct ProcessorSpec {
     pub share: u32,
     /// Most that it may use, thousandths of a processor.
     pub limit: Option<u32>,
+    /// What is kept for it, thousandths of a processor: it has that before all others, and others have it while it rests.
+    pub provision: Option<u32>,
     /// How finely its turns are cut.
     pub grain: Grain,
 }
 
 impl Default for ProcessorSpec {
     fn default() -> Self {
-        ProcessorSpec { share: DEFAULT_SHARE, limit: None, grain: Grain::Auto }
+        ProcessorSpec { share: DEFAULT_SHARE, limit: None, provision: None, grain: Grain::Auto }
     }
 }
 
 impl ProcessorSpec {
-    fn cap(&self) -> Option<Cap> {
-        self.limit.map(Cap::new)
+    fn most(&self) -> Option<Rate> {
+        self.limit.map(Rate::new)
+    }
+
+    fn promise(&self) -> Option<Rate> {
+        self.provision.map(Rate::new)
     }
 
     /// The account of a core that has not run yet.
@@ -182,9 +193,11 @@ impl Guest {
             processor: parts.processor,
             entered: OnceLock::new(),
             cpu_ns: AtomicU64::new(0),
-            cap_clock: AtomicU64::new(0),
+            limit_clock: AtomicU64::new(0),
+            promise_clock: AtomicU64::new(0),
             end: OnceLock::new(),
             ended: AtomicBool::new(false),
+            allocation: Allocation::default(),
         }
     }
 
@@ -239,27 +252,45 @@ impl Guest {
         Duration::from_nanos(self.cpu_ns.load(Ordering::Relaxed))
     }
 
-    /// Accounts for processor time used until `now` on the cell's clock, nanoseconds.
-    pub(crate) fn charge(&self, ns: u64, now: u64) {
+    /// Accounts for processor time used until `now` on the cell's clock, nanoseconds. Returns how much of it the guest was promised.
+    pub(crate) fn charge(&self, ns: u64, now: u64) -> u64 {
         let total = self.cpu_ns.fetch_add(ns, Ordering::Relaxed) + ns;
         self.schedule().cpu_ns.store(total, Ordering::Relaxed);
-        if let Some(cap) = self.processor.cap() {
-            let charged = |clock| Some(cap.charge(clock, now, ns));
+        let tick = |clock: &AtomicU64, rate: Rate, until: u64, ns: u64| {
+            let charged = |clock| Some(rate.charge(clock, until, ns));
             // Never refused: the closure always has an answer.
-            let _ = self.cap_clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charged);
+            let _ = clock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charged);
+        };
+        if let Some(limit) = self.processor.most() {
+            tick(&self.limit_clock, limit, now, ns);
         }
+        let Some(promise) = self.processor.promise() else { return 0 };
+        let clock = self.promise_clock.load(Ordering::Relaxed);
+        let promised = promise.part(clock, now.saturating_sub(ns), ns);
+        tick(&self.promise_clock, promise, now, promised);
+        promised
+    }
+
+    /// From when on it runs as it was promised, if it was promised anything.
+    pub(crate) fn due(&self) -> Option<u64> {
+        Some(self.processor.promise()?.due_at(self.promise_clock.load(Ordering::Relaxed)))
+    }
+
+    /// For how long from `now` on it runs as it was promised.
+    pub(crate) fn promised_left(&self, now: u64) -> u64 {
+        self.processor.promise().map_or(0, |p| p.left(self.promise_clock.load(Ordering::Relaxed), now))
     }
 
     /// From when on it may run, if not at `now`.
     pub(crate) fn capped_until(&self, now: u64) -> Option<u64> {
-        let at = self.processor.cap()?.ready_at(self.cap_clock.load(Ordering::Relaxed));
+        let at = self.processor.most()?.ready_at(self.limit_clock.load(Ordering::Relaxed));
         (at > now).then_some(at)
     }
 
     /// How long it may run from `now` on, if that is limited.
     pub(crate) fn cap_left(&self, now: u64) -> Option<Duration> {
-        let cap = self.processor.cap()?;
-        Some(Duration::from_nanos(cap.left(self.cap_clock.load(Ordering::Relaxed), now)))
+        let limit = self.processor.most()?;
+        Some(Duration::from_nanos(limit.left(self.limit_clock.load(Ordering::Relaxed), now)))
     }
 
     /// Says in the virtual registers how long the running core may go on, if others wait; a guest whose upcalls want to know is told.
@@ -347,6 +378,37 @@ impl Guest {
             rip: 0,
             registers: kvm_bindings::kvm_regs::default(),
         });
+    }
+
+    /// What it asked for, or gave back, since this was asked last: how many bytes it is to have, or has.
+    #[must_use]
+    pub fn take_wish(&self) -> Option<u64> {
+        self.allocation.take_wish()
+    }
+
+    /// What it asked for is granted or refused.
+    pub fn answer_wish(&self, bytes: u64, granted: bool) {
+        if !self.allocation.settle(bytes) {
+            return;
+        }
+        if granted {
+            self.have_memory(bytes);
+        }
+        self.raise(0, interrupt::RESOURCES);
+    }
+
+    /// It has so many bytes of its memory from now on. False where that cannot be.
+    pub(crate) fn have_memory(&self, bytes: u64) -> bool {
+        let confined = self.memory.confine(bytes);
+        if confined {
+            self.registers().resources.memory_allocated.store(bytes, Ordering::SeqCst);
+        }
+        confined
+    }
+
+    /// Whether it has touched memory that it had given back.
+    pub(crate) fn is_out_of_bounds(&self) -> bool {
+        self.allocation.is_confined() && self.memory.is_out_of_bounds()
     }
 
     /// Raises interrupts on a core and makes it runnable if it idles. A running guest sees them at its next look, unless it was

@@ -10,6 +10,7 @@ use foraker_abi::interrupt;
 use foraker_abi::layout::{IMAGE_BASE, PAGE_SIZE};
 use foraker_machine::{Core, Start};
 
+use crate::allocation;
 use crate::cell::Shared;
 use crate::guest::{CoreState, Guest, Seat, VirtualCore};
 use crate::queue::Queued;
@@ -83,6 +84,7 @@ pub(crate) fn dispatch(cell: &Shared, guest: &Arc<Guest>, index: u32, core: &mut
                     None => E_INVALID,
                 }
             }
+            h::resources::MEMORY => allocation::resize(cell, guest, b),
             _ => E_INVALID,
         },
         _ => E_UNKNOWN,

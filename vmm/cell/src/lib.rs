@@ -22,6 +22,7 @@
 mod addresses;
 mod affinity;
 mod ahead;
+mod allocation;
 pub mod cell;
 pub mod clock;
 pub mod console;

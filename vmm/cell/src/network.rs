@@ -595,6 +595,7 @@ impl Network {
             }
         }
         // Workers serve from here on: those that sleep wake up to watch the TAP device, and guests that look in vain are called out.
+        self.try_again();
         for w in &cell.workers {
             w.wake();
             if let Some(guest) = w.running() {
@@ -622,7 +623,6 @@ impl Network {
             wait(&mut polls, timeout);
             if polls[1].revents != 0 {
                 let _ = self.doorbell.read();
-                self.waiting_until.store(0, Ordering::SeqCst);
             }
             if polls[2].revents != 0 {
                 let _ = self.wake.read();
@@ -637,6 +637,13 @@ impl Network {
     /// Whether a frame waits for a guest's ring.
     fn frame_waits(&self) -> bool {
         self.waiting_until.load(Ordering::SeqCst) != 0
+    }
+
+    /// A frame that waits for a guest's ring is tried again by whoever looks next, and need not wait any longer: there may be room now.
+    fn try_again(&self) {
+        let due = |until: u64| (until > 0).then_some(1);
+        // Not changed if none waits.
+        let _ = self.waiting_until.fetch_update(Ordering::SeqCst, Ordering::SeqCst, due);
     }
 }
 
@@ -674,6 +681,9 @@ impl Shared {
         if network.server() == Server::Worker {
             network.waiting_until.store(0, Ordering::SeqCst);
             frames += network.receive();
+        } else if network.frame_waits() {
+            // Perhaps for this guest's ring, which has room now. That one waits stays noted until it is tried again, by whoever serves then.
+            network.wake_uplink();
         }
         guest.copy_counters();
         frames
@@ -720,6 +730,11 @@ impl Shared {
         let others_sleep = self.workers.iter().enumerate().all(|(i, w)| i == index || w.is_sleeping());
         if others_sleep && network.server() == Server::Uplink {
             network.decide(|c, now| c.all_rest(now));
+            if network.server() == Server::Worker {
+                // Whoever watched before may sleep without: this was not a worker's to do.
+                network.watcher.store(index, Ordering::SeqCst);
+                network.try_again();
+            }
         }
         if network.server() == Server::Uplink || !network.watches(index) {
             return (None, None);

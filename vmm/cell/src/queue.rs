@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use foraker_machine::Attention;
 use foraker_machine::attention::Alarm;
 use foraker_policy::cpu::{Account, RunQueue, Tuning};
-use foraker_policy::demand::Demand;
+use foraker_policy::demand::{Asked, Demand};
 use foraker_policy::wheel::{Key, Wheel};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -33,6 +33,8 @@ struct Turn {
     /// As it was when the turn began.
     account: Account,
     started: Instant,
+    /// For how long from then on it runs as its guest was promised, nanoseconds.
+    promised: u64,
 }
 
 #[derive(Debug)]
@@ -43,9 +45,10 @@ struct Queue {
     alarm: Option<Alarm>,
     /// When the alarm goes off, while the worker is in a guest.
     armed: Option<Instant>,
-    /// Of the cores that wait and the one that runs.
-    demand: Demand,
-    /// Where the clock of `demand` starts.
+    /// Shares of the cores that wait and the one that runs, and what their guests were promised.
+    shares: Demand,
+    promises: Demand,
+    /// Where the cell's clock starts.
     epoch: Instant,
 }
 
@@ -98,18 +101,32 @@ pub(crate) fn nanoseconds(time: Duration) -> u64 {
 impl Queue {
     /// A core waits or runs from now on.
     fn begins(&mut self, guest: &Guest, now: Instant) {
-        self.demand.add(guest.processor.share, since(self.epoch, now));
+        let now = since(self.epoch, now);
+        self.shares.add(guest.processor.share, now);
+        if let Some(promise) = guest.processor.provision {
+            self.promises.add(promise, now);
+        }
     }
 
     /// It does so no longer.
     fn ends(&mut self, guest: &Guest, now: Instant) {
-        self.demand.remove(guest.processor.share, since(self.epoch, now));
+        let now = since(self.epoch, now);
+        self.shares.remove(guest.processor.share, now);
+        if let Some(promise) = guest.processor.provision {
+            self.promises.remove(promise, now);
+        }
     }
 
     /// When the present turn is over, if anybody waits.
     fn end_of_turn(&self) -> Option<Instant> {
         let turn = self.turn.as_ref()?;
-        Some(turn.started + Duration::from_nanos(self.ready.turn(&turn.account)?))
+        let length = self.ready.turn(&turn.account, since(self.epoch, turn.started), turn.promised)?;
+        turn.started.checked_add(Duration::from_nanos(length))
+    }
+
+    /// Whether somebody waits here for what was promised, because the one that runs was promised something, too.
+    fn keeps_waiting(&self, now: Instant) -> bool {
+        self.turn.as_ref().is_some_and(|turn| turn.promised > 0) && self.ready.is_due(since(self.epoch, now))
     }
 
     fn arm(&mut self, at: Instant, now: Instant) {
@@ -121,14 +138,16 @@ impl Queue {
 }
 
 impl WorkerShared {
-    pub(crate) fn new(floor: &Arc<AtomicU64>) -> std::io::Result<WorkerShared> {
+    /// `epoch` is where the cell's clock starts.
+    pub(crate) fn new(floor: &Arc<AtomicU64>, epoch: Instant) -> std::io::Result<WorkerShared> {
         let queue = Queue {
             ready: RunQueue::new(Tuning::default()),
             turn: None,
             alarm: None,
             armed: None,
-            demand: Demand::default(),
-            epoch: Instant::now(),
+            shares: Demand::default(),
+            promises: Demand::default(),
+            epoch,
         };
         Ok(WorkerShared {
             // Lives as long as the process: a signal may look at it at any time.
@@ -154,7 +173,8 @@ impl WorkerShared {
     /// Queues a core. If the one that runs is to make room for it, its end of turn is set; only when that is now it is called out.
     pub(crate) fn push(&self, vcore: Box<VirtualCore>, queued: Queued) {
         let mut queue = locked(&self.queue);
-        let account = vcore.account;
+        let mut account = vcore.account;
+        account.due = vcore.guest.due();
         queue.begins(&vcore.guest, Instant::now());
         // While a core runs on, nobody takes the next: the time has gone on all the same.
         let running = queue.turn.as_ref().map(|t| t.account.used_after(nanoseconds(t.started.elapsed())));
@@ -187,9 +207,18 @@ impl WorkerShared {
 
     /// Takes the core that runs next: its own, or one of `others` that is far behind.
     pub(crate) fn take(&self, others: &[WorkerShared]) -> Option<Box<VirtualCore>> {
-        let mine = if self.waiting() == 0 { None } else { locked(&self.queue).ready.first() };
+        let now = Instant::now();
+        let (mine, due) = if self.waiting() == 0 {
+            (None, false)
+        } else {
+            let queue = locked(&self.queue);
+            (queue.ready.first(), queue.ready.is_due(since(queue.epoch, now)))
+        };
         let behind = |w: &&WorkerShared| {
-            !std::ptr::eq(*w, self) && w.waiting() > 0 && locked(&w.queue).ready.is_behind(mine)
+            !std::ptr::eq(*w, self) && w.waiting() > 0 && {
+                let queue = locked(&w.queue);
+                queue.ready.is_behind(mine) || !due && queue.keeps_waiting(now)
+            }
         };
         let from = others.iter().find(behind).unwrap_or(self);
         if from.waiting() == 0 {
@@ -197,9 +226,10 @@ impl WorkerShared {
         }
         let mut queue = locked(&from.queue);
         let first = queue.ready.first();
-        let (account, mut vcore) = queue.ready.pop()?;
+        let at = since(queue.epoch, now);
+        let (account, mut vcore) = queue.ready.pop(at)?;
         from.waiting.store(queue.ready.len(), Ordering::SeqCst);
-        queue.ends(&vcore.guest, Instant::now());
+        queue.ends(&vcore.guest, now);
         drop(queue);
         self.floor.fetch_max(first.unwrap_or(0), Ordering::Relaxed);
         vcore.account = account;
@@ -208,14 +238,23 @@ impl WorkerShared {
 
     /// Whether a core that has used so much virtual time should make room for one of another worker's queue.
     pub(crate) fn is_behind(&self, used: u64) -> bool {
-        self.waiting() > 0 && locked(&self.queue).ready.is_behind(Some(used))
+        self.waiting() > 0 && {
+            let queue = locked(&self.queue);
+            queue.ready.is_behind(Some(used)) || queue.keeps_waiting(Instant::now())
+        }
+    }
+
+    /// Whether it runs a guest as that was promised.
+    pub(crate) fn keeps_a_promise(&self) -> bool {
+        locked(&self.queue).turn.as_ref().is_some_and(|turn| turn.promised > 0)
     }
 
     /// A core's turn begins here.
     pub(crate) fn begin_turn(&self, guest: &Arc<Guest>, account: Account, started: Instant) {
         let mut queue = locked(&self.queue);
         queue.begins(guest, started);
-        queue.turn = Some(Turn { guest: Arc::clone(guest), account, started });
+        let promised = guest.promised_left(since(queue.epoch, started));
+        queue.turn = Some(Turn { guest: Arc::clone(guest), account, started, promised });
     }
 
     /// The turn is over.
@@ -226,11 +265,11 @@ impl WorkerShared {
         }
     }
 
-    /// Shares of the cores that waited or ran here, as a mean since this was asked last.
-    pub(crate) fn demand(&self) -> u64 {
+    /// What the cores that waited or ran here asked for, as means since this was asked last.
+    pub(crate) fn demand(&self) -> Asked {
         let mut queue = locked(&self.queue);
         let now = since(queue.epoch, Instant::now());
-        queue.demand.take(now)
+        Asked { shares: queue.shares.take(now), promised: queue.promises.take(now) }
     }
 
     /// The worker is about to enter its guest: the alarm is set to the end of the turn or to `at`, whichever comes first. Returns how much

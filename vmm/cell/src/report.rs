@@ -47,6 +47,8 @@ pub enum Cause {
     Ring(String),
     /// An upcall could not be delivered; the address is that of the stack.
     Upcall(u64),
+    /// It touched memory that it had given back.
+    GivenBack,
     /// The machine cannot run on; the text is for whoever mends the VMM.
     Machine(String),
 }
@@ -62,6 +64,7 @@ impl Cause {
                 .map_or(("#??", "unexpected exception"), |(_, mnemonic, name, _)| (mnemonic, name)),
             Cause::Ring(_) => ("ring", "damaged ring"),
             Cause::Upcall(_) => ("upcall", "upcall to a stack that cannot be written"),
+            Cause::GivenBack => ("memory", "use of memory that was given back"),
             Cause::Machine(_) => ("machine", "machine state that cannot be run"),
         }
     }

@@ -32,13 +32,25 @@ pub struct Config {
     pub kept_machines: usize,
     /// Most machines of guests, as long as any guest can do without its own; none for as many as there are guests.
     pub machines: Option<usize>,
+    /// Somebody else decides how much memory guests have, and is told by [`crate::Cell::ended`] when one asks ([`crate::Guest::take_wish`]). Otherwise each
+    /// has what it asks for, up to its size.
+    pub gatekept: bool,
 }
 
 impl Config {
     /// A cell without a network that makes a machine for each guest.
     #[must_use]
     pub fn new(workers: usize, arena: u64, console: RawFd) -> Config {
-        Config { workers, arena, console, network: None, spare_machines: 0, kept_machines: 0, machines: None }
+        Config {
+            workers,
+            arena,
+            console,
+            network: None,
+            spare_machines: 0,
+            kept_machines: 0,
+            machines: None,
+            gatekept: false,
+        }
     }
 }
 
@@ -67,6 +79,8 @@ pub struct GuestSpec {
     pub name: String,
     /// Its memory, bytes.
     pub memory: u64,
+    /// What of it is kept for it alone; all where nobody asks for it back.
+    pub memory_provision: Option<u64>,
     /// What its heap is backed with.
     pub pages: Pages,
     /// Its cores.
@@ -105,6 +119,7 @@ impl GuestSpec {
             console_limit: DEFAULT_CONSOLE,
             console_prefix: false,
             processor: ProcessorSpec::default(),
+            memory_provision: None,
             immediate: false,
             from_template: None,
         }

@@ -121,6 +121,10 @@ impl Worker {
             if guest.has_ended() {
                 return Left::Ended(vcore);
             }
+            if guest.is_out_of_bounds() {
+                guest.fault(out_of_bounds(&mut vcore));
+                return Left::Ended(vcore);
+            }
             self.fire_timers();
             if let Some(at) = guest.capped_until(self.cell.clock(charged)) {
                 return Left::Capped(vcore, at);
@@ -186,12 +190,12 @@ impl Worker {
             let now = Instant::now();
             let used = since(charged, now).saturating_sub(nanoseconds(stalled));
             charged = now;
-            vcore.account.charge(used);
+            let promised = guest.charge(used, self.cell.clock(now));
+            vcore.account.charge(used, promised);
             if let After::Idle(_) = after {
                 // Whether there is more to do at once or not: it does not compute without end.
                 vcore.account.rested();
             }
-            guest.charge(used, self.cell.clock(now));
             let over = self.mine().turn_is_over(now) || self.makes_room(&vcore, started, now);
             match after {
                 After::Continue if over => return Left::Again(vcore),
@@ -216,7 +220,9 @@ impl Worker {
         let cap = guest.cap_left(self.cell.clock(now)).and_then(|left| now.checked_add(left));
         // Where the rings depend on the guest's exits, it exits after this limit at the latest.
         let service = service_limit.map(|limit| now + limit);
-        let heartbeat = (self.cell.workers.len() > 1).then(|| now + HEARTBEAT);
+        // Nor does what it has given back stay its own for long.
+        let watched = self.cell.workers.len() > 1 || guest.allocation.is_confined();
+        let heartbeat = watched.then(|| now + HEARTBEAT);
         [timer, cap, service, heartbeat].into_iter().flatten().min()
     }
 
@@ -303,6 +309,15 @@ impl Worker {
         }
         mine.set_sleeping(false);
     }
+}
+
+/// The guest touched memory that it had given back: since its last entry, somewhere.
+fn out_of_bounds(vcore: &mut VirtualCore) -> Fault {
+    let registers = match &mut vcore.seat {
+        Seat::Here(core) => *core.registers(),
+        Seat::Away(_) => kvm_bindings::kvm_regs::default(),
+    };
+    Fault { cause: Cause::GivenBack, core: vcore.index, rip: registers.rip, registers }
 }
 
 /// How much longer a guest was entered than it could be, if its turn ended after `left`: it is called out then, and what passed after that is not its doing,

@@ -313,6 +313,12 @@ pub(crate) struct GuestOptions {
     /// Its share of the processors beside other guests, in proportion to theirs [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) cpu_shares: Option<u32>,
+    /// Processors that are kept for it: it has them before all others, who have them while it rests [default: none]
+    #[arg(long, value_name = "N", value_parser = units::permille)]
+    pub(crate) provision_cpus: Option<u32>,
+    /// Memory that is kept for it: under a supervisor, what it has of it is not asked back, and what it has lent comes when it asks [default: none]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) provision_memory: Option<u64>,
     /// How finely its time on a processor is cut
     #[arg(long, value_enum, default_value_t)]
     pub(crate) grain: Grain,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use foraker_cell::{
     Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages, ProcessorSpec,
 };
@@ -218,8 +218,19 @@ pub(crate) fn spec(
     let stem = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned());
     let name = o.name.clone().or_else(|| stem(o.image())).unwrap_or_else(|| "guest".to_owned());
     let plain = GuestSpec::new(image, &name);
+    let memory = o.memory.or(m.memory).unwrap_or(plain.memory);
+    ensure!(
+        o.provision_memory.is_none_or(|kept| kept <= memory),
+        "--provision-memory is more than the guest's memory of {} KiB (-m)",
+        memory >> 10
+    );
+    ensure!(
+        o.cpus.zip(o.provision_cpus).is_none_or(|(most, kept)| kept <= most),
+        "--provision-cpus is more than --cpus allows"
+    );
     Ok(GuestSpec {
-        memory: o.memory.or(m.memory).unwrap_or(plain.memory),
+        memory,
+        memory_provision: o.provision_memory,
         pages: if !o.small_pages && (o.large_pages || m.large_pages) { Pages::Large } else { Pages::Small },
         cores: o.cores.or(m.cores).unwrap_or(1),
         arguments: if o.arguments().is_empty() { m.arguments } else { o.arguments().to_vec() },
@@ -237,6 +248,7 @@ pub(crate) fn spec(
         processor: ProcessorSpec {
             share: o.cpu_shares.unwrap_or(plain.processor.share),
             limit: o.cpus,
+            provision: o.provision_cpus,
             grain: o.grain.into(),
         },
         immediate: o.immediate,

@@ -117,6 +117,7 @@ fn of_fault(fault: &Fault, image: Option<&Path>) -> FaultReport {
     let (vector, error_code, address, detail) = match &fault.cause {
         Cause::Exception { vector, error_code, address } => (Some(*vector), *error_code, *address, None),
         Cause::Ring(text) | Cause::Machine(text) => (None, None, None, Some(text.clone())),
+        Cause::GivenBack => (None, None, None, None),
         Cause::Upcall(stack) => (None, None, Some(*stack), None),
     };
     let place = image.and_then(|path| symbols::locate(path, fault.rip)).unwrap_or_default();

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -48,11 +49,34 @@ struct Pager {
 #[derive(Debug)]
 struct Owner {
     size: u64,
+    bounds: Arc<Bounds>,
     template: Arc<Template>,
     /// Pages for which it has waited.
     waited: u32,
     /// Where the last fault's zeros ended, and how many they were: a guest that goes through its memory is given more at a time.
     ahead: (u64, u64),
+}
+
+/// What of a range its guest has given back.
+#[derive(Debug)]
+struct Bounds {
+    /// The offsets: empty at first.
+    start: AtomicU64,
+    end: AtomicU64,
+    /// A page of it was touched.
+    crossed: AtomicBool,
+}
+
+impl Bounds {
+    fn new() -> Bounds {
+        Bounds { start: AtomicU64::new(u64::MAX), end: AtomicU64::new(0), crossed: AtomicBool::new(false) }
+    }
+
+    /// How far the guest may go from an offset on; nothing if that was given back.
+    fn room(&self, at: u64) -> u64 {
+        let (start, end) = (self.start.load(Ordering::SeqCst), self.end.load(Ordering::SeqCst));
+        if at >= end { u64::MAX } else { start.saturating_sub(at) }
+    }
 }
 
 // SAFETY: the mapping belongs to the arena for its whole life; `base` is never changed.
@@ -117,11 +141,12 @@ impl Arena {
             None => plan.memory_start.wrapping_sub(base + offset) % LARGE_PAGE_SIZE,
         };
         let (offset, size) = self.take(plan.memory_size, skip)?;
+        let bounds = Arc::new(Bounds::new());
         if let Some((pager, _)) = &self.pager {
-            let owner = Owner { size, template: Arc::clone(template), waited: 0, ahead: (0, 0) };
-            locked(&pager.owners).insert(offset, owner);
+            let (bounds, template) = (Arc::clone(&bounds), Arc::clone(template));
+            locked(&pager.owners).insert(offset, Owner { size, bounds, template, waited: 0, ahead: (0, 0) });
         }
-        Ok(Range { arena: Arc::clone(self), offset, size })
+        Ok(Range { arena: Arc::clone(self), offset, size, bounds })
     }
 
     /// Takes a range that starts `skip` bytes, a function of the offset, behind the start of a free one.
@@ -245,6 +270,12 @@ impl Pager {
             return;
         };
         let at = offset - start;
+        // It gets its page all the same, so that a thread of this process that touched it does not wait for ever, and one at a time: whoever runs the guest
+        // ends it.
+        let room = owner.bounds.room(at);
+        if room == 0 {
+            owner.bounds.crossed.store(true, Ordering::SeqCst);
+        }
         let template = Arc::clone(&owner.template);
         let young = owner.waited < FIRST_PAGES;
         owner.waited = owner.waited.saturating_add(1);
@@ -256,7 +287,7 @@ impl Pager {
             Content::Zeros(zeros) => {
                 let (end, last) = owner.ahead;
                 let wanted = if at == end { (last * 2).clamp(PAGE_SIZE, MOST_AHEAD) } else { PAGE_SIZE };
-                let length = wanted.min(zeros).min(owner.size - at);
+                let length = wanted.min(zeros).min(owner.size - at).min(room.max(PAGE_SIZE));
                 owner.ahead = (at + length, length);
                 self.uffd.zero(address, length)
             }
@@ -278,6 +309,7 @@ pub struct Range {
     arena: Arc<Arena>,
     offset: u64,
     size: u64,
+    bounds: Arc<Bounds>,
 }
 
 impl Range {
@@ -292,6 +324,25 @@ impl Range {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Its guest does without these offsets, and not without others, from now on: they are given back, and it is noted when they are touched. `false` where
+    /// nobody would notice, because there is no pager; then nothing is changed.
+    pub(crate) fn do_without(&self, offsets: std::ops::Range<u64>) -> bool {
+        if !self.has_pager() {
+            return false;
+        }
+        self.bounds.end.store(offsets.end, Ordering::SeqCst);
+        let before = self.bounds.start.swap(offsets.start, Ordering::SeqCst);
+        if offsets.start < before {
+            self.discard(offsets.start, offsets.end.min(before).saturating_sub(offsets.start));
+        }
+        true
+    }
+
+    /// Whether something was touched that had been given back.
+    pub(crate) fn was_crossed(&self) -> bool {
+        self.bounds.crossed.load(Ordering::SeqCst)
     }
 
     /// A part of the range: what lies outside is cut off.

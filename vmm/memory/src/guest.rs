@@ -250,6 +250,29 @@ impl GuestMemory {
         true
     }
 
+    /// Whether the guest can be confined to the first so many bytes of its memory: whole pages, and all that is not heap.
+    #[must_use]
+    pub fn can_be_confined(&self, bytes: u64) -> bool {
+        let Plan { memory_size, memory_end, heap_start, .. } = *self.plan;
+        bytes.is_multiple_of(PAGE_SIZE)
+            && (memory_size - (memory_end - heap_start)..=memory_size).contains(&bytes)
+    }
+
+    /// Confines the guest to the first so many bytes of its memory, or to more than until now: the end of its heap is given back, and reads as zeros should it
+    /// come again. `false` if it cannot be, or nobody would notice when it touches what it has given back.
+    #[must_use]
+    pub fn confine(&self, bytes: u64) -> bool {
+        let end = self.plan.memory_end - self.plan.memory_start;
+        let given_back = self.plan.memory_size.saturating_sub(bytes);
+        self.can_be_confined(bytes) && self.range.do_without(end - given_back..end)
+    }
+
+    /// Whether the guest has touched memory that it had given back.
+    #[must_use]
+    pub fn is_out_of_bounds(&self) -> bool {
+        self.range.was_crossed()
+    }
+
     /// Whether a page-aligned range lies in the guest's data, stack or heap.
     #[must_use]
     pub fn owns_pages(&self, address: u64, bytes: u64) -> bool {

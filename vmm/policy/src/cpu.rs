@@ -7,6 +7,9 @@
 //! Processors come in two *grains* (Akaros): a *fine* turn is a millisecond and a waking fine core interrupts a coarse one; a *coarse*
 //! turn is a hundred, because each change costs both guests an exit. A core on `Auto` is fine until it has computed for a while without resting.
 //!
+//! Before all that come *promises*: a guest may be provisioned a rate of processor time ([`crate::rate`]). While it stays within, its cores run before
+//! those of others, and what they use does not count in virtual time; what it does not use is everybody's.
+//!
 //! Virtual time is one for all workers of a cell, so that queues can be compared: a worker takes over a core from another's
 //! queue when it has nothing to do, or when its own next one is far ahead of the other's.
 
@@ -69,6 +72,8 @@ pub struct Account {
     grain: Grain,
     /// Virtual time that it has used, nanoseconds at the default share.
     pub used: u64,
+    /// From when on it runs as its guest was promised, on the caller's clock.
+    pub due: Option<u64>,
     /// Processor time since it last rested.
     burst_ns: u64,
 }
@@ -77,7 +82,7 @@ impl Account {
     /// A core that has not run yet.
     #[must_use]
     pub fn new(share: u32, grain: Grain) -> Account {
-        Account { share: share.clamp(*SHARES.start(), *SHARES.end()), grain, used: 0, burst_ns: 0 }
+        Account { share: share.clamp(*SHARES.start(), *SHARES.end()), grain, used: 0, due: None, burst_ns: 0 }
     }
 
     /// Virtual time that it will have used after running for so long.
@@ -86,9 +91,9 @@ impl Account {
         self.used.saturating_add(self.virtually(ns))
     }
 
-    /// It has run.
-    pub fn charge(&mut self, ns: u64) {
-        self.used = self.used_after(ns);
+    /// It has run, `promised` of that as its guest was promised.
+    pub fn charge(&mut self, ns: u64, promised: u64) {
+        self.used = self.used_after(ns.saturating_sub(promised));
         self.burst_ns = self.burst_ns.saturating_add(ns);
     }
 
@@ -133,6 +138,8 @@ pub struct RunQueue<T> {
     ready: BTreeMap<Place, (Account, T)>,
     /// Of those, the fine ones.
     fine: BTreeSet<Place>,
+    /// Of those, the ones with a promise, by when it is due.
+    promised: BTreeSet<(u64, Place)>,
     next: u64,
 }
 
@@ -140,7 +147,13 @@ impl<T> RunQueue<T> {
     /// Nobody waits.
     #[must_use]
     pub fn new(tuning: Tuning) -> RunQueue<T> {
-        RunQueue { tuning, ready: BTreeMap::new(), fine: BTreeSet::new(), next: FIRST }
+        RunQueue {
+            tuning,
+            ready: BTreeMap::new(),
+            fine: BTreeSet::new(),
+            promised: BTreeSet::new(),
+            next: FIRST,
+        }
     }
 
     /// Cores that wait.
@@ -178,16 +191,31 @@ impl<T> RunQueue<T> {
         if account.is_fine(&self.tuning) {
             self.fine.insert(place);
         }
+        if let Some(due) = account.due {
+            self.promised.insert((due, place));
+        }
         self.ready.insert(place, (account, core));
     }
 
-    /// Takes the core that runs next: the one furthest behind, or a fine one that is not much further.
-    pub fn pop(&mut self) -> Option<(Account, T)> {
-        let (used, _) = *self.ready.first_key_value()?.0;
+    /// Takes the core that runs next at `now`: one whose promise is due, or the one furthest behind, or a fine one that is not much further.
+    pub fn pop(&mut self, now: u64) -> Option<(Account, T)> {
+        let first @ (used, order) = *self.ready.first_key_value()?.0;
+        let due =
+            self.promised.first().filter(|(due, _)| *due <= now && order >= FIRST).map(|(_, place)| *place);
         let fine = self.fine.first().copied().filter(|(f, _)| *f <= used.saturating_add(self.tuning.lead_ns));
-        let Some(place) = fine else { return self.ready.pop_first().map(|(_, next)| next) };
+        let place = due.or(fine).unwrap_or(first);
+        let (account, core) = self.ready.remove(&place)?;
         self.fine.remove(&place);
-        self.ready.remove(&place)
+        if let Some(due) = account.due {
+            self.promised.remove(&(due, place));
+        }
+        Some((account, core))
+    }
+
+    /// Whether a promise of a core that waits is due at `now`.
+    #[must_use]
+    pub fn is_due(&self, now: u64) -> bool {
+        self.promised.first().is_some_and(|(due, _)| *due <= now)
     }
 
     /// Virtual time of the core that is furthest behind.
@@ -205,10 +233,10 @@ impl<T> RunQueue<T> {
 
     /// How long a core with this account runs from the start of its turn, as long as nobody else comes: `None` for as long as it likes.
     ///
-    /// `account` is as it was at the start of the turn.
+    /// `account` is as it was at the start of the turn, which was at `started`; for `promised` nanoseconds from then on it runs as promised.
     #[must_use]
-    pub fn turn(&self, account: &Account) -> Option<u64> {
-        let ((_, order), _) = self.ready.first_key_value()?;
+    pub fn turn(&self, account: &Account, started: u64, promised: u64) -> Option<u64> {
+        let ((first, order), _) = self.ready.first_key_value()?;
         if *order < FIRST {
             return Some(0);
         }
@@ -221,7 +249,15 @@ impl<T> RunQueue<T> {
             let ahead = used.saturating_sub(account.used).saturating_sub(lead_ns);
             account.really(ahead).max(least)
         });
-        Some(fine.map_or(longest, |fine| fine.min(longest)))
+        let by_share = match fine {
+            // It is not its turn by shares: only what was promised is.
+            _ if promised > 0 && *first < account.used => 0,
+            fine => fine.map_or(longest, |fine| fine.min(longest)),
+        };
+        // Those that were promised something take fine turns among each other.
+        let due =
+            self.promised.first().map(|(due, _)| due.saturating_sub(started).max(promised.min(fine_ns)));
+        Some(by_share.max(promised).min(due.unwrap_or(u64::MAX)))
     }
 
     /// Whether a worker whose own next core is at `mine` should take one from this queue instead.
@@ -231,55 +267,10 @@ impl<T> RunQueue<T> {
     }
 }
 
-/// A limit of processor time over time: a virtual clock that runs ahead with what is used (Zhang's VirtualClock, SIGCOMM '90).
-#[derive(Clone, Copy, Debug)]
-pub struct Cap {
-    /// Thousandths of a processor.
-    permille: u32,
-    /// Most that can be used at once, nanoseconds.
-    burst_ns: u64,
-}
-
-/// What a capped guest may use at once.
-const CAP_BURST_NS: u64 = 20_000_000;
-
-impl Cap {
-    /// A limit of so many thousandths of a processor, at least one.
-    #[must_use]
-    pub fn new(permille: u32) -> Cap {
-        Cap { permille: permille.max(1), burst_ns: CAP_BURST_NS }
-    }
-
-    /// The guest's clock after it has used `ns` until `now`. `clock` is what this returned before, 0 at first.
-    #[must_use]
-    pub fn charge(&self, clock: u64, now: u64, ns: u64) -> u64 {
-        clock.max(now.saturating_sub(ns)).saturating_add(self.stretched(ns))
-    }
-
-    /// From when on the guest may run.
-    #[must_use]
-    pub fn ready_at(&self, clock: u64) -> u64 {
-        clock.saturating_sub(self.stretched(self.burst_ns))
-    }
-
-    /// How long it may run from `now` on.
-    #[must_use]
-    pub fn left(&self, clock: u64, now: u64) -> u64 {
-        let ahead = clock.saturating_sub(now);
-        // While it runs, real time passes too.
-        let room = self.stretched(self.burst_ns).saturating_sub(ahead);
-        let rate = u64::from(self.permille);
-        if rate >= 1000 { u64::MAX } else { room.saturating_mul(rate) / (1000 - rate) }
-    }
-
-    fn stretched(&self, ns: u64) -> u64 {
-        ns.saturating_mul(1000) / u64::from(self.permille)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rate::Rate;
     use proptest::prelude::*;
 
     const MS: u64 = 1_000_000;
@@ -293,6 +284,7 @@ mod tests {
         rest: u64,
         /// When it comes into being.
         start: u64,
+        promise: Option<Rate>,
     }
 
     #[derive(Debug, Default)]
@@ -307,6 +299,8 @@ mod tests {
         account: Account,
         guest: usize,
         since: u64,
+        /// For how long it runs as promised.
+        promised: u64,
     }
 
     /// Workers that follow the policy, in steps of simulated time. What a change of guests costs is left out.
@@ -320,15 +314,17 @@ mod tests {
         let mut woken = vec![0; loads.len()];
         let mut sleeping: Vec<(u64, usize, Account)> = Vec::new();
         let mut home: Vec<usize> = (0..loads.len()).map(|i| i % workers).collect();
+        let mut clocks = vec![0; loads.len()];
         let mut floor = 0;
         for (i, l) in loads.iter().enumerate() {
             sleeping.push((l.start, i, Account::new(l.share, l.grain)));
         }
         let mut now = 0;
         while now < until {
-            sleeping.retain(|&(at, guest, account)| {
+            sleeping.retain(|&(at, guest, mut account)| {
                 if at <= now {
                     woken[guest] = at;
+                    account.due = loads[guest].promise.map(|p| p.due_at(clocks[guest]));
                     let here = home[guest];
                     let used = running[here].as_ref().map(|r| r.account.used_after(now - r.since));
                     floor = floor.max(queues[here].floor(used).unwrap_or(0));
@@ -340,13 +336,20 @@ mod tests {
                 if let Some(r) = running[w].take() {
                     let ran = now - r.since;
                     let mut after = r.account;
-                    after.charge(ran);
+                    let clock = clocks[r.guest];
+                    let mut promised = 0;
+                    if let Some(promise) = loads[r.guest].promise {
+                        promised = promise.part(clock, r.since, ran);
+                        clocks[r.guest] = promise.charge(clock, now, promised);
+                        after.due = Some(promise.due_at(clocks[r.guest]));
+                    }
+                    after.charge(ran, promised);
                     if left[r.guest] <= ran && loads[r.guest].rest > 0 {
                         seen[r.guest].used += ran;
                         left[r.guest] = loads[r.guest].work;
                         after.rested();
                         sleeping.push((now + loads[r.guest].rest, r.guest, after));
-                    } else if queues[w].turn(&r.account).is_some_and(|turn| ran >= turn)
+                    } else if queues[w].turn(&r.account, r.since, r.promised).is_some_and(|turn| ran >= turn)
                         || ran >= HEARTBEAT_NS
                             && (0..workers).any(|o| o != w && queues[o].is_behind(Some(after.used)))
                     {
@@ -355,6 +358,7 @@ mod tests {
                         woken[r.guest] = u64::MAX;
                         queues[w].put_back(after, r.guest);
                     } else {
+                        clocks[r.guest] = clock;
                         running[w] = Some(r);
                     }
                 }
@@ -362,12 +366,13 @@ mod tests {
                     let mine = queues[w].first();
                     let other = (0..workers).find(|&o| o != w && queues[o].is_behind(mine)).unwrap_or(w);
                     let behind = queues[other].first();
-                    if let Some((account, guest)) = queues[other].pop() {
+                    if let Some((account, guest)) = queues[other].pop(now) {
                         home[guest] = w;
                         floor = floor.max(behind.unwrap_or(0));
                         seen[guest].turns += 1;
                         seen[guest].latency = seen[guest].latency.max(now.saturating_sub(woken[guest]));
-                        running[w] = Some(Running { account, guest, since: now });
+                        let promised = loads[guest].promise.map_or(0, |p| p.left(clocks[guest], now));
+                        running[w] = Some(Running { account, guest, since: now, promised });
                     }
                 }
             }
@@ -380,7 +385,7 @@ mod tests {
     }
 
     fn batch(share: u32) -> Load {
-        Load { share, grain: Grain::Auto, work: MS, rest: 0, start: 0 }
+        Load { share, grain: Grain::Auto, work: MS, rest: 0, start: 0, promise: None }
     }
 
     #[test]
@@ -418,21 +423,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_cap_holds_over_time() {
-        let cap = Cap::new(250);
-        let (mut now, mut clock, mut used) = (0u64, 0u64, 0u64);
-        while now < 10_000 * MS {
-            let at = cap.ready_at(clock);
-            now = now.max(at);
-            let run = cap.left(clock, now).clamp(MS / 10, 7 * MS);
-            now += run;
-            used += run;
-            clock = cap.charge(clock, now, run);
-        }
-        assert!((2_480..2_550).contains(&(used / MS)), "{} ms", used / MS);
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -448,6 +438,34 @@ mod tests {
                 // Off by a turn or so of each.
                 prop_assert!(s.used.abs_diff(due) <= 300 * MS, "{seen:?} for {shares:?}");
             }
+        }
+
+        /// A promise is kept, whatever shares others have; what is left over is shared as ever, with whoever was promised something, too.
+        #[test]
+        fn promises_are_kept(permille in 50u32..800, shares in proptest::collection::vec(20u32..4000, 1..6)) {
+            let mut loads: Vec<_> = shares.iter().map(|s| batch(*s)).collect();
+            loads.push(Load { promise: Some(Rate::new(permille)), ..batch(DEFAULT_SHARE) });
+            let until = 20_000 * MS;
+            let seen = simulate(&loads, 1, until);
+            let promised = until / 1000 * u64::from(permille);
+            let all: u32 = loads.iter().map(|l| l.share).sum();
+            for (s, load) in seen.iter().zip(&loads) {
+                let own = if load.promise.is_some() { promised } else { 0 };
+                let due = own + (until - promised) / u64::from(all) * u64::from(load.share);
+                prop_assert!(s.used.abs_diff(due) <= 400 * MS, "{:?} of {due} in {seen:?}", s.used);
+            }
+            prop_assert!(seen.last().is_some_and(|s| s.used + 30 * MS >= promised), "{seen:?}");
+        }
+
+        /// Whoever uses less than it was promised runs as soon as it wakes.
+        #[test]
+        fn a_promise_comes_at_once(work in MS / 2..10 * MS, others in 1usize..6, quick in 0usize..6) {
+            let mut loads = vec![batch(4000); others];
+            loads.extend(vec![Load { work: MS / 2, rest: 5 * MS, ..batch(DEFAULT_SHARE) }; quick]);
+            let promise = Some(Rate::new(500));
+            loads.push(Load { work, rest: 2 * work, promise, ..batch(*SHARES.start()) });
+            let seen = simulate(&loads, 1, 5_000 * MS);
+            prop_assert!(seen.last().is_some_and(|s| s.latency <= MS / 5), "{seen:?}");
         }
 
         /// Nobody is forgotten, and no processor rests while somebody waits.

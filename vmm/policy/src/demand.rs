@@ -3,6 +3,8 @@
 //! A cell's weight beside other cells, so that a share means the same in every cell: a group of one busy guest and a thousand idle ones asks for one share.
 //! Linux weighs its own groups of tasks in the same way.
 
+use serde::{Deserialize, Serialize};
+
 /// What is runnable, and what was since somebody asked.
 #[derive(Clone, Debug, Default)]
 pub struct Demand {
@@ -41,6 +43,33 @@ impl Demand {
     }
 }
 
+/// What a cell's guests ask for, means over some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Shares of those that could run.
+    pub shares: u64,
+    /// Thousandths of processors that were promised to those.
+    pub promised: u64,
+}
+
+/// What promises leave at least, thousandths of all: what others weigh beside them must not become nothing.
+const LEAST_FREE: u64 = 50;
+
+/// The weights of cells beside each other on a host of so many thousandths of processors, such that each has what its guests were promised, and its
+/// shares of the rest. Where nothing was promised, these are the shares.
+#[must_use]
+pub fn weights(cells: &[Asked], host: u64) -> Vec<u64> {
+    let host = host.max(1);
+    let sum = |pick: fn(&Asked) -> u64| cells.iter().map(pick).fold(0, u64::saturating_add);
+    let (shares, promised) = (sum(|c| c.shares), sum(|c| c.promised));
+    let free = host.saturating_sub(promised).max(host * LEAST_FREE / 1000).max(1);
+    let weigh = |cell: &Asked| {
+        let promise = u128::from(shares) * u128::from(cell.promised) / u128::from(free);
+        cell.shares.saturating_add(u64::try_from(promise).unwrap_or(u64::MAX))
+    };
+    cells.iter().map(weigh).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +88,17 @@ mod tests {
         // A clock that stands still.
         demand.add(7, 3000);
         assert_eq!(demand.take(3000), 0);
+    }
+
+    #[test]
+    fn promises_weigh_before_shares() {
+        let cell = |shares, promised| Asked { shares, promised };
+        assert_eq!(weights(&[cell(100, 0), cell(300, 0)], 2000), [100, 300]);
+        // One of two processors was promised to the first: it has that, and a quarter of the other.
+        let with = weights(&[cell(100, 1000), cell(300, 0)], 2000);
+        assert_eq!(with, [500, 300]);
+        assert_eq!(weights(&[cell(100, 9000), cell(300, 0)], 2000), [36_100, 300], "more than there is");
+        assert_eq!(weights(&[], 0), [0; 0]);
     }
 
     proptest! {

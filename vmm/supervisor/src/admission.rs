@@ -160,6 +160,7 @@ impl Admission {
                 priority: order.priority,
                 age: id,
                 demand: demand(order),
+                provision: provision(order),
             });
             let offered = request.and_then(|request| {
                 let refused = |refusal| NotTaken::Refused { owner: order.owner.clone(), refusal };
@@ -185,6 +186,11 @@ impl Admission {
     /// The next decision: see [`Gatekeeper::next`].
     pub(crate) fn next(&mut self) -> Option<Decision> {
         self.gate.next()
+    }
+
+    /// A guest has given memory back, or asks for it: see [`Gatekeeper::resize`].
+    pub(crate) fn resize(&mut self, id: u64, memory: u64) -> Option<Decision> {
+        self.gate.resize(id, memory.saturating_add(OVERHEAD))
     }
 
     /// See [`Gatekeeper::release`].
@@ -258,9 +264,18 @@ fn demand(order: &Order) -> Resources {
     Resources {
         memory: order.memory.saturating_add(OVERHEAD),
         machines: 1,
-        cpu: order.processor.limit.map_or(0, u64::from),
+        cpu: order.processor.limit.max(order.processor.provision).map_or(0, u64::from),
         bandwidth: limits.into_iter().flatten().fold(0, u64::saturating_add),
         guests: 1,
+    }
+}
+
+/// What of that is kept for the guest alone. What a guest has cannot do without what it costs beside.
+fn provision(order: &Order) -> Resources {
+    Resources {
+        memory: if order.memory_provision > 0 { order.memory_provision.saturating_add(OVERHEAD) } else { 0 },
+        cpu: order.processor.provision.map_or(0, u64::from),
+        ..Resources::default()
     }
 }
 
@@ -274,6 +289,7 @@ mod tests {
             image: "image".into(),
             name: "guest".to_owned(),
             memory,
+            memory_provision: 0,
             large_pages: false,
             cores: 1,
             arguments: Vec::new(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use foraker_cell::cell::CellError;
 use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
+use foraker_policy::demand::Asked;
 use foraker_publish::{Published, Publisher};
 
 use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send};
@@ -91,6 +92,7 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         spare_machines: SPARE_MACHINES,
         kept_machines: KEPT_MACHINES,
         machines: options.machines,
+        gatekept: true,
     };
     let cell = Cell::new(&config)?;
     let tap = cell.network().map(|(name, ..)| name);
@@ -106,7 +108,7 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
             // The event is read with a wait: it was made non-blocking for those who poll.
             while wait_readable(&ended) {
                 let _ = ended.read();
-                report_ends(&watcher);
+                report(&watcher);
             }
         })
         .map_err(|e| CellError::Os("cannot start a thread", e))?;
@@ -145,6 +147,18 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
                     } else {
                         guest.ask_to_stop();
                     }
+                }
+                if kill {
+                    // Now, not when another thread has woken up: somebody may wait for what they had.
+                    report(&state);
+                }
+            }
+            Ok(Some(ToCell::Memory { id, bytes, granted })) => {
+                let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+                let guest = guests.get(&id).map(|g| Arc::clone(&g.guest));
+                drop(guests);
+                if let Some(guest) = guest {
+                    guest.answer_wish(bytes, granted);
                 }
             }
             Ok(None) => break Ok(()),
@@ -205,19 +219,24 @@ fn announce(state: &State, started: &mut Vec<(u64, Running)>) {
     state.say(&FromCell::Started(addresses));
     state.guests.lock().unwrap_or_else(PoisonError::into_inner).extend(started.drain(..));
     // One may have ended already; most have run their first instruction.
-    report_ends(state);
+    report(state);
 }
 
-/// Tells of every guest that has ended, and forgets it; and when guests ran their first instruction. A message for each of those would cost a
-/// wake-up, and nobody waits for it: it is told with the next thing that happens.
-fn report_ends(state: &State) {
+/// Tells of what guests want, of every guest that has ended, which it forgets, and when guests ran their first instruction. A message for each of those
+/// would cost a wake-up, and nobody waits for it: it is told with the next thing that happens.
+fn report(state: &State) {
     let mut guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
     let entered: Vec<_> =
         guests.iter_mut().filter_map(|(id, running)| Some((*id, running.first_entry()?))).collect();
+    let wishes: Vec<_> =
+        guests.iter().filter_map(|(id, running)| Some((*id, running.guest.take_wish()?))).collect();
     let gone: Vec<_> = guests.extract_if(|_, running| running.guest.has_ended()).collect();
     drop(guests);
     if !entered.is_empty() {
         state.say(&FromCell::Entered(entered));
+    }
+    for (id, bytes) in wishes {
+        state.say(&FromCell::Memory { id, bytes });
     }
     for (id, Running { guest, _published: published, .. }) in gone {
         let end = guest.end().map_or(Ended::CellDied, Ended::from);
@@ -230,12 +249,13 @@ fn report_ends(state: &State) {
 
 /// Tells how much of the processors the guests ask for, when that has changed.
 fn report_demand(state: &Weak<State>) {
-    let mut told = 0u64;
+    let mut told = Asked::default();
     loop {
         std::thread::sleep(DEMAND);
         let Some(state) = state.upgrade() else { return };
         let now = state.cell.lock().unwrap_or_else(PoisonError::into_inner).demand();
-        if now.abs_diff(told) > told / 8 {
+        let differs = |now: u64, told: u64| now.abs_diff(told) > told / 8;
+        if differs(now.shares, told.shares) || differs(now.promised, told.promised) {
             state.say(&FromCell::Demand(now));
             told = now;
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages, ProcessorSpec};
+use foraker_policy::demand::Asked;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,9 @@ pub struct Order {
     pub name: String,
     /// Its memory, bytes.
     pub memory: u64,
+    /// What of it is kept for it alone, bytes.
+    #[serde(default)]
+    pub memory_provision: u64,
     /// Whether its heap is backed with large pages.
     pub large_pages: bool,
     /// Its cores.
@@ -59,6 +63,7 @@ impl Order {
             image: spec.image.path()?.to_path_buf(),
             name: spec.name.clone(),
             memory: spec.memory,
+            memory_provision: spec.memory_provision.unwrap_or(0),
             large_pages: spec.pages == Pages::Large,
             cores: spec.cores,
             arguments: spec.arguments.clone(),
@@ -78,6 +83,7 @@ impl Order {
     pub fn spec(&self, image: Arc<LoadedImage>) -> GuestSpec {
         GuestSpec {
             memory: self.memory,
+            memory_provision: Some(self.memory_provision),
             pages: if self.large_pages { Pages::Large } else { Pages::Small },
             cores: self.cores,
             arguments: self.arguments.clone(),
@@ -105,6 +111,26 @@ pub enum ToCell {
         /// Do not ask.
         kill: bool,
     },
+    /// A guest may have so many bytes of its memory, or may not.
+    Memory {
+        /// Which.
+        id: u64,
+        /// What it asked for.
+        bytes: u64,
+        /// Whether it may.
+        granted: bool,
+    },
+}
+
+impl ToCell {
+    /// Guests that it is about.
+    pub(crate) fn guests(&self) -> usize {
+        match self {
+            ToCell::Start(orders) => orders.len(),
+            ToCell::Stop { ids, .. } => ids.len(),
+            ToCell::Memory { .. } => 1,
+        }
+    }
 }
 
 /// What a cell tells the supervisor.
@@ -119,8 +145,15 @@ pub enum FromCell {
     Started(Vec<(u64, Option<Ipv4Addr>)>),
     /// Guests ran their first instruction: which, and when by [`monotonic_ns`].
     Entered(Vec<(u64, u64)>),
-    /// How much of the processors its guests ask for: shares of those that could run, a mean over some time.
-    Demand(u64),
+    /// How much of the processors its guests ask for.
+    Demand(Asked),
+    /// A guest has given memory back, or asks for it: how many bytes of its own it is to have.
+    Memory {
+        /// Which.
+        id: u64,
+        /// How many.
+        bytes: u64,
+    },
     /// A guest has ended, or could not be started.
     Ended {
         /// Which.
@@ -173,6 +206,14 @@ pub fn monotonic_ns() -> u64 {
 /// # Errors
 /// The other side is gone.
 pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    to.write_all(&encode(message)?)
+}
+
+/// The bytes of a message.
+///
+/// # Errors
+/// It is too long.
+pub(crate) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message).map_err(io::Error::other)?;
     let length = bytes.len() - 4;
@@ -181,7 +222,7 @@ pub fn send(to: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
     }
     let header = u32::try_from(length).map_err(io::Error::other)?.to_le_bytes();
     bytes.splice(..4, header);
-    to.write_all(&bytes)
+    Ok(bytes)
 }
 
 /// Receives a message. None when the other side has closed the stream between two of them.

@@ -20,6 +20,7 @@ pub mod admission;
 pub mod cell;
 pub mod channel;
 pub mod control;
+mod outbox;
 pub mod supervisor;
 mod weights;
 

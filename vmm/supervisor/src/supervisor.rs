@@ -12,15 +12,15 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foraker_policy::restart::{Failures, Restart};
 
 use crate::admission::{Host, ListedOwner, NotTaken, OwnerSettings};
-use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send};
+use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive};
 use crate::control::Listed;
+use crate::outbox::{Outbox, Tell};
 use crate::weights::Weights;
 pub use state::Phase;
 use state::{CellSlot, Record, State};
@@ -129,7 +129,12 @@ impl Supervisor {
         let orders: Vec<_> = if count == 1 { vec![order.clone()] } else { (1..=count).map(named).collect() };
         let mut state = self.lock();
         let first = state.last_id + 1;
-        let decisions = state.admission.offer((first..).zip(&orders))?;
+        let offered = state.admission.offer((first..).zip(&orders));
+        if offered.is_err() {
+            // It may have put others off.
+            state.settle();
+        }
+        let decisions = offered?;
         state.last_id += count;
         let started = Instant::now();
         let network = state.admission.network(&order.owner);
@@ -152,6 +157,7 @@ impl Supervisor {
             unwanted: false,
             home: None,
             asked_back: None,
+            memory: 0,
         });
         state.guests.extend((first..).zip(records));
         decisions.into_iter().for_each(|decision| state.carry_out(decision));
@@ -294,7 +300,7 @@ impl Supervisor {
         let mut state = self.lock();
         state.stopping = true;
         for cell in &mut state.cells {
-            // Its writer ends, which closes the channel, which ends the cell.
+            // What was said is sent, and the channel closed, which ends the cell.
             cell.to = None;
         }
         self.0.changed.notify_all();
@@ -353,24 +359,12 @@ impl Supervisor {
         if let Some(weights) = &self.0.weights {
             weights.admit(number, child.id());
         }
-        let mut writer = ours.try_clone()?;
-        let (to, orders) = channel::<ToCell>();
-        std::thread::Builder::new().name(format!("to-cell-{number}")).spawn(move || {
-            for message in orders {
-                if let Err(e) = send(&mut writer, &message) {
-                    // Its reader sees the same, and acts.
-                    log::debug!("cannot write to cell {number}: {e}");
-                    return;
-                }
-            }
-            // Nobody will write any more: the cell is to end.
-            let _ = writer.shutdown(std::net::Shutdown::Write);
-        })?;
+        let to = Outbox::new(ours.try_clone()?, format!("to-cell-{number}"))?;
         let mut state = self.lock();
         let stopping = state.stopping;
         if let Some(cell) = state.cells.get_mut(number) {
             cell.process = Some(child.id());
-            cell.to = (!stopping).then_some(to);
+            cell.to = (!stopping).then(|| Box::new(to) as Box<dyn Tell>);
         }
         Ok((child, ours))
     }
@@ -380,8 +374,8 @@ impl Supervisor {
         loop {
             match receive::<FromCell>(&mut from) {
                 Ok(Some(message)) => {
-                    if let (FromCell::Demand(shares), Some(weights)) = (&message, &self.0.weights) {
-                        weights.set(number, *shares);
+                    if let (FromCell::Demand(asked), Some(weights)) = (&message, &self.0.weights) {
+                        weights.set(number, *asked);
                         continue;
                     }
                     let ready = matches!(message, FromCell::Ready { .. });

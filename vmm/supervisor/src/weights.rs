@@ -6,6 +6,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use foraker_policy::demand::{Asked, weights};
 
 /// Where control groups are mounted on every Linux.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -31,6 +34,10 @@ pub(crate) struct Weights {
     prefix: String,
     /// The group below its own that the supervisor has moved to.
     moved: Option<PathBuf>,
+    /// What each cell asks for.
+    asked: Mutex<Vec<Asked>>,
+    /// Thousandths of processors that there are.
+    host: u64,
 }
 
 impl Weights {
@@ -52,15 +59,19 @@ impl Weights {
             })
         };
         let prefix = format!("foraker-{process}-");
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+        let make = |parent, version| {
+            let (asked, host) = (Mutex::default(), processors * 1000);
+            Weights { parent, version, prefix: prefix.clone(), moved: None, asked, host }
+        };
         let has_cpu = |_: &str, controllers: &str| controllers.split(',').any(|c| c == "cpu");
         let weights = if let Some(path) = of(&has_cpu) {
             let parent = mount.join("cpu").join(path);
-            Weights { parent, version: Version::First, prefix, moved: None }
+            make(parent, Version::First)
         } else {
             let path = of(&|hierarchy, _| hierarchy == "0")
                 .ok_or_else(|| io::Error::other("this process is in no control group"))?;
-            let mut weights =
-                Weights { parent: mount.join(path), version: Version::Second, prefix, moved: None };
+            let mut weights = make(mount.join(path), Version::Second);
             weights.delegate(process)?;
             weights
         };
@@ -111,11 +122,28 @@ impl Weights {
         if let Err(e) = fs::write(group.join("cgroup.procs"), process.to_string()) {
             log::warn!("cell {cell} is in no control group of its own: {e}");
         }
-        self.set(cell, 0);
+        self.set(cell, Asked::default());
     }
 
-    /// A cell's guests ask for so many shares.
-    pub(crate) fn set(&self, cell: usize, shares: u64) {
+    /// What a cell's guests ask for has changed.
+    pub(crate) fn set(&self, cell: usize, asks: Asked) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.len() <= cell {
+            asked.resize(cell + 1, Asked::default());
+        }
+        let promised = |asked: &[Asked]| asked.iter().any(|cell| cell.promised > 0);
+        let before = promised(&asked);
+        asked[cell] = asks;
+        // What is promised to one changes what all others have.
+        let all = before || promised(&asked);
+        for (other, weight) in weights(&asked, self.host).into_iter().enumerate() {
+            if all || other == cell {
+                self.weigh(other, weight);
+            }
+        }
+    }
+
+    fn weigh(&self, cell: usize, shares: u64) {
         let shares = shares.max(LEAST);
         let (file, weight) = match self.version {
             Version::First => ("cpu.shares", (shares.saturating_mul(1024) / LEAST).min(262_144)),
@@ -176,9 +204,18 @@ mod tests {
         assert_eq!(tree.text("cpu/here/foraker-77-1/cgroup.procs"), "4242");
         assert_eq!(tree.text("cpu/here/foraker-77-1/cpu.shares"), "1024");
         for (shares, weight) in [(250, "2560"), (1, "1024"), (u64::MAX, "262144")] {
-            weights.set(1, shares);
+            weights.set(1, Asked { shares, promised: 0 });
             assert_eq!(tree.text("cpu/here/foraker-77-1/cpu.shares"), weight);
         }
+        // What is promised to the guests of one cell weighs beside the shares of another.
+        let weights = Weights { host: 2000, ..weights };
+        weights.set(1, Asked { shares: 300, promised: 0 });
+        weights.admit(0, 4243);
+        weights.set(0, Asked { shares: 100, promised: 1000 });
+        assert_eq!(tree.text("cpu/here/foraker-77-0/cpu.shares"), "5120");
+        assert_eq!(tree.text("cpu/here/foraker-77-1/cpu.shares"), "3072");
+        weights.set(0, Asked { shares: 100, promised: 0 });
+        assert_eq!(tree.text("cpu/here/foraker-77-0/cpu.shares"), "1024");
     }
 
     #[test]
@@ -189,7 +226,7 @@ mod tests {
         assert_eq!(tree.text("slice/cgroup.subtree_control"), "+cpu");
         weights.admit(0, 4242);
         assert_eq!(tree.text("slice/foraker-77-0/cpu.weight"), "100");
-        weights.set(0, 30_000);
+        weights.set(0, Asked { shares: 30_000, promised: 0 });
         assert_eq!(tree.text("slice/foraker-77-0/cpu.weight"), "10000");
     }
 

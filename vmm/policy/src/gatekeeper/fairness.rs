@@ -1,6 +1,8 @@
 //! Fairness between owners, by dominant resources, and what becomes of requests that do not fit.
 
-use super::resources::{Resources, Share};
+use super::amount::Amount;
+use super::request::Wish;
+use super::resources::Share;
 use super::{Decision, Discipline, Gatekeeper, LOOK, OwnerId, PATIENCE};
 
 impl Gatekeeper {
@@ -11,7 +13,7 @@ impl Gatekeeper {
         for &(.., owner) in self.ready.iter().take(LOOK) {
             let o = &self.owners[owner.0];
             let head = o.head?;
-            if self.fits(&head.demand) {
+            if self.fits(&head.need) {
                 found = Some((owner, head.id));
                 break;
             }
@@ -30,12 +32,13 @@ impl Gatekeeper {
         for owner in passed {
             self.owners[owner.0].passed += 1;
         }
-        Some(Decision::Admit(self.admit_head(owner, id)))
+        Some(self.grant(id, Wish::Admission))
     }
 
     /// The owner's share once its next request is admitted.
     fn share_with_head(&self, owner: OwnerId) -> Share {
         let o = &self.owners[owner.0];
-        self.host.share(&o.with(&o.head.map_or_else(Resources::default, |h| h.demand)), o.settings.weight)
+        let with = o.with(&o.head.map_or_else(Amount::default, |h| h.need));
+        self.host.share(&with.whole, o.settings.weight)
     }
 }

@@ -9,17 +9,16 @@ impl Gatekeeper {
     pub(super) fn index_head(&mut self, owner: OwnerId) {
         let o = &mut self.owners[owner.0];
         let head = o.line.first().and_then(|place| {
-            self.guests.get(&place.id).map(|g| Head { id: place.id, age: g.age, demand: g.demand })
+            self.guests.get(&place.id).map(|g| Head { id: place.id, age: g.age, need: g.need() })
         });
         if head != o.head {
             (o.head, o.passed, o.turn) = (head, 0, self.turns);
             self.turns += 1;
         }
-        let key =
-            head.filter(|h| o.settings.budget.holds(&o.with(&h.demand))).map(|h| match self.discipline {
-                Discipline::Fair => (self.host.share(&o.allocated, o.settings.weight), o.turn),
-                Discipline::FirstCome => (Share::default(), h.age),
-            });
+        let key = head.filter(|h| o.may_have(&h.need)).map(|h| match self.discipline {
+            Discipline::Fair => (self.host.share(&o.sums.allocated.whole, o.settings.weight), o.turn),
+            Discipline::FirstCome => (Share::default(), h.age),
+        });
         if key != o.ready {
             if let Some((share, turn)) = o.ready {
                 self.ready.remove(&(share, turn, owner));
@@ -29,7 +28,7 @@ impl Gatekeeper {
                 self.ready.insert((share, turn, owner));
             }
         }
-        if head.is_some() && !o.settings.provision.is_nothing() {
+        if head.is_some_and(|h| o.has_provision(&h.need)) {
             self.backed.insert(owner);
         } else {
             self.backed.remove(&owner);

@@ -11,16 +11,20 @@
 //!   room that one of larger guests waits for. And a request is passed [`PATIENCE`] times at most; then what becomes free gathers for it. So the request of
 //!   an owner with the least share is admitted when enough of what runs has ended.
 //! - **The line is bounded**, for all and for each owner. Who is to come back after a restart keeps a place in it.
-//! - **Provisions** are lent and asked back: see `lending.rs`.
+//! - **Provisions**, of owners and of single guests, are lent and asked back: see `lending.rs`.
+//! - **Memory** that an admitted guest does not need it gives to others, and asks for again: see `resize.rs`.
 //!
 //! Each operation takes O(log n) for n guests and owners, asking back O(log n) for each guest that is asked. There is no clock: age is a number that the caller gives.
 
+mod amount;
 mod fairness;
 mod index;
+mod ledger;
 mod lending;
 mod owner;
 mod refusal;
 mod request;
+mod resize;
 mod resources;
 
 #[cfg(test)]
@@ -30,12 +34,14 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use amount::Amount;
+use ledger::Sums;
 use lending::Asked;
 pub use owner::Settings;
 use owner::{Owner, Place};
 pub use refusal::{BadSettings, Refusal};
 pub use request::{Decision, OwnerId, Request};
-use request::{Guest, State};
+use request::{Guest, State, Wish};
 pub use resources::{Budget, Kind, PerKind, Resources, Share};
 
 /// Most owners that are looked at for one admission.
@@ -88,24 +94,21 @@ pub struct Gatekeeper {
     discipline: Discipline,
     owners: Vec<Owner>,
     guests: BTreeMap<u64, Guest>,
-    /// What admitted guests have, those asked back included.
-    allocated: Resources,
-    /// The part of it that was asked back.
-    leaving: Resources,
-    /// What claims need.
-    claimed: Resources,
+    /// What all guests count for.
+    sums: Sums,
+    /// What is provisioned for owners, and for single guests whether they are admitted or not.
     provisioned: Resources,
-    /// Requests for which something was asked back, by when.
+    /// What was asked back is for these, by when.
     claims: BTreeSet<(u64, u64)>,
     claim_count: u64,
+    /// Guests whose growth was given up, and that were not told yet.
+    given_up: BTreeSet<u64>,
     /// Owners whose head fits their budget: who is next.
     ready: BTreeSet<(Share, u64, OwnerId)>,
     /// Owners whose head may have become backed.
     backed: BTreeSet<OwnerId>,
     /// Owners with more than their provision of a kind, by how much of the host all of their excess is.
     over: PerKind<BTreeSet<(Share, OwnerId)>>,
-    waiting: usize,
-    away: usize,
     turns: u64,
 }
 
@@ -120,17 +123,14 @@ impl Gatekeeper {
             discipline: limits.discipline,
             owners: Vec::new(),
             guests: BTreeMap::new(),
-            allocated: Resources::default(),
-            leaving: Resources::default(),
-            claimed: Resources::default(),
+            sums: Sums::default(),
             provisioned: Resources::default(),
             claims: BTreeSet::new(),
             claim_count: 0,
+            given_up: BTreeSet::new(),
             ready: BTreeSet::new(),
             backed: BTreeSet::new(),
             over: PerKind::default(),
-            waiting: 0,
-            away: 0,
             turns: 0,
         }
     }
@@ -163,14 +163,9 @@ impl Gatekeeper {
         self.provisioned = provisions;
         let of_owner = |(_, id): &&(u64, u64)| self.guests.get(id).is_some_and(|g| g.owner == owner);
         let claims: Vec<_> = self.claims.iter().filter(of_owner).copied().collect();
-        for (number, id) in claims {
+        for (_, id) in claims {
             // What was asked back for it comes, and serves whoever is next.
-            self.end_claim(number, id);
-            if let Some(guest) = self.guests.get_mut(&id) {
-                guest.state = State::Waiting;
-                let place = guest.place(id);
-                self.owners[owner.0].line.insert(place);
-            }
+            self.give_up(id);
         }
         self.owners[owner.0].settings = settings;
         let refused = |place: &Place| {
@@ -192,25 +187,31 @@ impl Gatekeeper {
     /// # Errors
     /// Why it is not even put in line.
     pub fn offer(&mut self, id: u64, request: &Request) -> Result<Option<Decision>, Refusal> {
-        let Request { owner, priority, age, demand } = *request;
+        let Request { owner, priority, age, demand, provision } = *request;
         self.can_ever_fit(owner, &demand)?;
         if self.guests.contains_key(&id) {
             return Err(Refusal::Known);
         }
+        let provision = provision.at_most(&demand);
+        let provisions = self.provisioned.plus(&provision);
+        if let Some((kind, host)) = self.host.exceeded_by(&provisions) {
+            return Err(Refusal::ProvisionBeyondHost { kind, provisions: provisions[kind], host });
+        }
         // Whatever room there is: who comes back is waited for.
-        if self.away > self.waiting_most {
+        if self.sums.away > self.waiting_most {
             return Err(Refusal::LineFull(self.waiting_most));
         }
-        self.guests.insert(id, Guest { owner, priority, age, demand, state: State::Away });
-        self.enqueue(id);
+        let (offered, state) = (demand.memory, State::Waiting);
+        self.record(id, Some(Guest { owner, priority, age, demand, provision, offered, state }));
+        self.index_head(owner);
         let decision = self.decide_for(owner, id);
         let waits = self.guests.get(&id).is_some_and(|g| g.state == State::Waiting);
         let o = &self.owners[owner.0];
         let refusal = if !waits {
             None
-        } else if self.waiting + self.away > self.waiting_most {
+        } else if self.sums.waiting + self.sums.away > self.waiting_most {
             Some(Refusal::LineFull(self.waiting_most))
-        } else if o.line.len() + o.away > self.waiting_each {
+        } else if o.line.len() + o.sums.away > self.waiting_each {
             Some(Refusal::OwnersLineFull(self.waiting_each))
         } else {
             None
@@ -227,23 +228,22 @@ impl Gatekeeper {
     /// The next decision that is due: to be asked after each call until it is None.
     #[expect(clippy::should_implement_trait, reason = "it ends only until something changes")]
     pub fn next(&mut self) -> Option<Decision> {
+        if let Some(id) = self.given_up.pop_first() {
+            return Some(Decision::Resized { id, granted: false });
+        }
         while let Some(&owner) = self.backed.first() {
             match self.ask_back(owner) {
                 Asked::Now(decision) => return Some(decision),
                 Asked::Later => {}
                 Asked::No => {
-                    self.backed.pop_first();
+                    self.backed.remove(&owner);
                 }
             }
         }
-        if let Some(&(number, id)) = self.claims.first() {
-            let (owner, demand) = self.guests.get(&id).map(|g| (g.owner, g.demand))?;
-            if !self.fits(&demand) {
-                return None;
-            }
-            self.end_claim(number, id);
-            self.admit(owner, id);
-            return Some(Decision::Admit(id));
+        if let Some((_, id)) = self.claims.first() {
+            let guest = self.guests.get(id)?;
+            let (id, (_, wish)) = (*id, guest.claim()?);
+            return self.fits(&guest.wants(wish)).then(|| self.grant(id, wish));
         }
         if let Some(decision) = self.admit_by_share(None) {
             return Some(decision);
@@ -261,44 +261,20 @@ impl Gatekeeper {
 
     /// A guest has ended for good, or no longer waits.
     pub fn release(&mut self, id: u64) {
-        self.leave(id);
-        if let Some(guest) = self.guests.remove(&id) {
-            self.away -= 1;
-            self.owners[guest.owner.0].away -= 1;
-        }
+        let Some(owner) = self.guests.get(&id).map(|g| g.owner) else { return };
+        self.given_up.remove(&id);
+        self.record(id, None);
+        self.index_head(owner);
     }
 
-    /// A guest has ended and is to come back: what it had is free, and a place in the line is kept for it.
+    /// A guest has ended and is to come back: what it had is free, and a place in the line is kept for it. It comes back for all the memory
+    /// that it was offered with.
     pub fn leave(&mut self, id: u64) {
-        let Some(guest) = self.guests.get_mut(&id) else { return };
-        let (owner, demand, place) = (guest.owner, guest.demand, guest.place(id));
-        let before = std::mem::replace(&mut guest.state, State::Away);
-        let o = &mut self.owners[owner.0];
-        match before {
-            State::Away => return,
-            State::Waiting => {
-                o.line.remove(&place);
-                self.waiting -= 1;
-            }
-            State::Claiming(number) => {
-                self.waiting -= 1;
-                self.end_claim(number, id);
-            }
-            State::Admitted => o.hold(place, &demand, false),
-            State::Leaving => {
-                o.leaving = o.leaving.minus(&demand);
-                self.leaving = self.leaving.minus(&demand);
-            }
-        }
-        let o = &mut self.owners[owner.0];
-        if matches!(before, State::Admitted | State::Leaving) {
-            o.allocated = o.allocated.minus(&demand);
-            self.allocated = self.allocated.minus(&demand);
-            self.index_excess(owner);
-        }
-        self.owners[owner.0].away += 1;
-        self.away += 1;
-        self.index_head(owner);
+        self.given_up.remove(&id);
+        self.change(id, |g| {
+            g.state = State::Away;
+            g.demand.memory = g.offered;
+        });
     }
 
     /// A guest that was away is back, and waits in line at its old age. [`Self::next`] is to be asked afterwards.
@@ -311,17 +287,16 @@ impl Gatekeeper {
             self.release(id);
             return Err(refusal);
         }
-        self.owners[guest.owner.0].away -= 1;
-        self.away -= 1;
-        self.enqueue(id);
+        self.change(id, |g| g.state = State::Waiting);
         Ok(())
     }
 
-    /// These were asked back, and need not go: the requests that they were asked back for were released, and nothing happened since.
+    /// These were asked back, and need not go: the requests that they were asked back for were released, and nothing happened since. Growth
+    /// that they waited for stays given up, and [`Self::next`] says so.
     pub fn keep(&mut self, lent: &[u64]) {
         for id in lent {
             if self.guests.get(id).is_some_and(|g| g.state == State::Leaving) {
-                self.mark(*id, State::Admitted);
+                self.change(*id, |g| g.state = State::Admitted);
             }
         }
     }
@@ -330,14 +305,15 @@ impl Gatekeeper {
     #[must_use]
     pub fn usage(&self, owner: OwnerId) -> Usage {
         let o = &self.owners[owner.0];
-        let share = self.host.share(&o.allocated, std::num::NonZeroU32::MIN);
-        Usage { settings: o.settings, allocated: o.allocated, share, waiting: o.line.len() + o.claims }
+        let allocated = o.sums.allocated.whole;
+        let share = self.host.share(&allocated, std::num::NonZeroU32::MIN);
+        Usage { settings: o.settings, allocated, share, waiting: o.sums.waiting }
     }
 
     /// What all admitted guests have.
     #[must_use]
     pub fn allocated(&self) -> Resources {
-        self.allocated
+        self.sums.allocated.whole
     }
 
     /// What the host gives.
@@ -356,19 +332,9 @@ impl Gatekeeper {
         }
     }
 
-    /// Whether the host has room for `demand` now.
-    fn fits(&self, demand: &Resources) -> bool {
-        self.host.holds(&self.allocated.plus(demand))
-    }
-
-    /// A guest that has nothing gets in line.
-    fn enqueue(&mut self, id: u64) {
-        let Some(guest) = self.guests.get_mut(&id) else { return };
-        guest.state = State::Waiting;
-        let (owner, place) = (guest.owner, guest.place(id));
-        self.owners[owner.0].line.insert(place);
-        self.waiting += 1;
-        self.index_head(owner);
+    /// Whether the host has room for `need` now.
+    fn fits(&self, need: &Amount) -> bool {
+        self.host.holds(&self.sums.allocated.plus(need).whole)
     }
 
     /// What can be decided for a newcomer: only if it is its owner's next.
@@ -383,25 +349,17 @@ impl Gatekeeper {
         }
     }
 
-    fn admit_head(&mut self, owner: OwnerId, id: u64) -> u64 {
-        if let Some(guest) = self.guests.get(&id) {
-            self.owners[owner.0].line.remove(&guest.place(id));
+    /// A guest has what it wishes.
+    fn grant(&mut self, id: u64, wish: Wish) -> Decision {
+        self.change(id, |g| {
+            g.state = State::Admitted;
+            if let Wish::Memory(memory) = wish {
+                g.demand.memory = memory;
+            }
+        });
+        match wish {
+            Wish::Admission => Decision::Admit(id),
+            Wish::Memory(_) => Decision::Resized { id, granted: true },
         }
-        self.admit(owner, id);
-        id
-    }
-
-    /// A guest that has left the line gets what it needs.
-    fn admit(&mut self, owner: OwnerId, id: u64) {
-        let Some(guest) = self.guests.get_mut(&id) else { return };
-        guest.state = State::Admitted;
-        let (demand, place) = (guest.demand, guest.place(id));
-        let o = &mut self.owners[owner.0];
-        o.allocated = o.allocated.plus(&demand);
-        o.hold(place, &demand, true);
-        self.allocated = self.allocated.plus(&demand);
-        self.waiting -= 1;
-        self.index_head(owner);
-        self.index_excess(owner);
     }
 }

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
+use super::amount::Amount;
+use super::ledger::Sums;
 use super::resources::{Budget, Kind, PerKind, Resources, Share};
 
 /// What is settled for an owner.
@@ -13,7 +15,7 @@ pub struct Settings {
     pub weight: NonZeroU32,
     /// Most that its guests may have together.
     pub budget: Budget,
-    /// What is kept for it. Unused, it is lent to others until it asks.
+    /// What is kept for it, beside what is kept for single guests of it. Unused, it is lent to others until it asks.
     pub provision: Resources,
 }
 
@@ -36,26 +38,18 @@ pub(super) struct Place {
 pub(super) struct Head {
     pub(super) id: u64,
     pub(super) age: u64,
-    pub(super) demand: Resources,
+    pub(super) need: Amount,
 }
 
 /// An owner.
 #[derive(Debug, Default)]
 pub(super) struct Owner {
     pub(super) settings: Settings,
-    /// What its admitted guests have, those that were asked back included.
-    pub(super) allocated: Resources,
-    /// The part of it that was asked back.
-    pub(super) leaving: Resources,
-    /// What its requests need for which something was asked back.
-    pub(super) claimed: Resources,
-    /// How many these are.
-    pub(super) claims: usize,
+    /// What its guests count for.
+    pub(super) sums: Sums,
     /// Its requests that wait.
     pub(super) line: BTreeSet<Place>,
-    /// Its guests that may come back.
-    pub(super) away: usize,
-    /// Its admitted guests that have something of a kind, without those asked back. The last is the first to give it back.
+    /// Its admitted guests that have more of a kind than is kept for them, without those asked back. The last is the first to give it back.
     pub(super) holders: PerKind<BTreeSet<Place>>,
     /// The first of the line.
     pub(super) head: Option<Head>,
@@ -70,31 +64,36 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// What it has and does not give back.
+    /// What it has beyond its guests' own provisions and does not give back.
     pub(super) fn kept(&self) -> Resources {
-        self.allocated.minus(&self.leaving)
+        self.sums.allocated.beyond.minus(&self.sums.leaving.beyond)
     }
 
-    /// One of its admitted guests may be asked back from now on, or no longer.
-    pub(super) fn hold(&mut self, place: Place, demand: &Resources, holds: bool) {
-        for kind in Kind::ALL.into_iter().filter(|k| demand[*k] > 0) {
-            if holds {
-                self.holders[kind].insert(place);
-            } else {
-                self.holders[kind].remove(&place);
-            }
-        }
+    /// What it would have with `need` more.
+    pub(super) fn with(&self, need: &Amount) -> Amount {
+        self.sums.allocated.plus(&self.sums.claimed).plus(need)
     }
 
-    /// What it would have with `demand` more.
-    pub(super) fn with(&self, demand: &Resources) -> Resources {
-        self.allocated.plus(&self.claimed).plus(demand)
+    /// Whether `need` is within its budget.
+    pub(super) fn may_have(&self, need: &Amount) -> bool {
+        self.settings.budget.holds(&self.with(need).whole)
     }
 
-    /// Whether `demand` is within what is provisioned for it: of each kind of which it has a provision and needs something.
-    pub(super) fn is_backed(&self, demand: &Resources) -> bool {
-        let (provision, with) = (&self.settings.provision, self.with(demand));
-        !provision.is_nothing()
-            && Kind::ALL.into_iter().all(|k| demand[k] == 0 || provision[k] == 0 || with[k] <= provision[k])
+    /// Whether the owner or the guest that needs this has a provision of anything.
+    pub(super) fn has_provision(&self, need: &Amount) -> bool {
+        !self.settings.provision.is_nothing() || need.whole != need.beyond
+    }
+
+    /// Whether there is a provision for what is needed of a kind: the guest's own for all of it, or the owner's.
+    pub(super) fn covers(&self, need: &Amount, kind: Kind) -> bool {
+        need.beyond[kind] == 0 || self.settings.provision[kind] > 0
+    }
+
+    /// Whether `need` is within what is provisioned: of each kind of which it needs something beyond the guest's own provision, and of
+    /// which the owner has one.
+    pub(super) fn is_backed(&self, need: &Amount) -> bool {
+        let (provision, with) = (&self.settings.provision, self.with(need).beyond);
+        let within = |k| need.beyond[k] == 0 || provision[k] == 0 || with[k] <= provision[k];
+        self.has_provision(need) && Kind::ALL.into_iter().all(within)
     }
 }

@@ -27,6 +27,16 @@ pub enum Refusal {
         /// How much its owner may have.
         most: u64,
     },
+    /// More would be provisioned than the host has.
+    #[error("with that, {} would be provisioned in all, and the host gives {}", .kind.text(*.provisions), .kind.text(*.host))]
+    ProvisionBeyondHost {
+        /// Of what.
+        kind: Kind,
+        /// How much all provisions would be, owners' and guests'.
+        provisions: u64,
+        /// How much there is.
+        host: u64,
+    },
     /// Too many wait already.
     #[error("no room now, and the line is full: {0} guests may wait")]
     LineFull(usize),
@@ -56,7 +66,7 @@ pub enum BadSettings {
     BeyondHost {
         /// Of what.
         kind: Kind,
-        /// How much all owners' provisions are.
+        /// How much all provisions would be, owners' and guests'.
         provisions: u64,
         /// How much there is.
         host: u64,

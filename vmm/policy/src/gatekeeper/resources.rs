@@ -121,6 +121,12 @@ impl Resources {
         PerKind::from_fn(|k| self[k].saturating_sub(other[k]))
     }
 
+    /// What is in both: the less of each kind.
+    #[must_use]
+    pub fn at_most(&self, other: &Resources) -> Resources {
+        PerKind::from_fn(|k| self[k].min(other[k]))
+    }
+
     /// Whether there is nothing of any kind.
     #[must_use]
     pub fn is_nothing(&self) -> bool {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use foraker_policy::gatekeeper::Decision;
@@ -11,6 +10,7 @@ use foraker_policy::restart::{Ending, Failures, Restart};
 
 use crate::admission::{Admission, Host};
 use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns};
+use crate::outbox::Tell;
 
 /// Where a guest is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +50,14 @@ pub(super) struct Record {
     pub(super) home: Option<usize>,
     /// The owner that asked for what it uses, and was told to have it.
     pub(super) asked_back: Option<String>,
+    /// How much of its memory it has or has asked for, bytes.
+    pub(super) memory: u64,
 }
 
 /// What is known of a cell.
 #[derive(Debug, Default)]
 pub(super) struct CellSlot {
-    pub(super) to: Option<Sender<ToCell>>,
+    pub(super) to: Option<Box<dyn Tell>>,
     pub(super) load: Load,
     pub(super) tap: Option<String>,
     pub(super) process: Option<u32>,
@@ -78,8 +80,7 @@ pub(super) struct State {
 impl CellSlot {
     pub(super) fn tell(&self, message: ToCell) {
         if let Some(to) = &self.to {
-            // A writer that has ended left a cell that has died, which its reader sees.
-            let _ = to.send(message);
+            to.tell(message);
         }
     }
 }
@@ -134,6 +135,13 @@ impl State {
                     cell.tell(ToCell::Stop { ids, kill: true });
                 }
             }
+            Decision::Resized { id, granted } => {
+                if let Some(g) = self.guests.get(&id)
+                    && let Some(cell) = self.cells.get(g.cell)
+                {
+                    cell.tell(ToCell::Memory { id, bytes: g.memory, granted });
+                }
+            }
         }
     }
 
@@ -177,7 +185,7 @@ impl State {
             let (Some(load), Some(orders)) = (loads.get_mut(at), orders.get_mut(at)) else { continue };
             load.guests += 1;
             load.memory += g.order.memory;
-            g.phase = Phase::Starting;
+            (g.phase, g.memory) = (Phase::Starting, g.order.memory);
             g.cell = at;
             orders.push((id, g.order.clone()));
         }
@@ -220,6 +228,19 @@ impl State {
             }
             // For whoever weighs cells.
             FromCell::Demand(_) => {}
+            FromCell::Memory { id, bytes } => {
+                if let Some(g) = self.guests.get_mut(&id)
+                    && g.cell == number
+                    && matches!(g.phase, Phase::Starting | Phase::Running)
+                {
+                    g.memory = bytes;
+                    // Whatever a cell says, it is no more than the guest was admitted with.
+                    if let Some(decision) = self.admission.resize(id, bytes.min(g.order.memory)) {
+                        self.carry_out(decision);
+                    }
+                    self.settle();
+                }
+            }
             FromCell::Ended { id, end } => {
                 self.ended(number, id, end);
                 self.settle();

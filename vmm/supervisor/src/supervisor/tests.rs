@@ -3,12 +3,14 @@
 use super::*;
 use crate::admission::{Amounts, OVERHEAD};
 use std::num::NonZeroU32;
+use std::sync::mpsc::channel;
 
 fn order() -> Order {
     Order {
         image: "image".into(),
         name: "guest".to_owned(),
         memory: 1 << 20,
+        memory_provision: 0,
         large_pages: false,
         cores: 1,
         arguments: Vec::new(),
@@ -23,6 +25,13 @@ fn order() -> Order {
     }
 }
 
+impl Tell for std::sync::mpsc::Sender<ToCell> {
+    fn tell(&self, message: ToCell) {
+        // Whoever does not look any more has seen what it wanted.
+        let _ = self.send(message);
+    }
+}
+
 /// Two cells that are there, without processes, and what they are told.
 fn two_cells() -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
     let guests = Some(2 * foraker_policy::placement::MOST_GUESTS as u64);
@@ -33,7 +42,10 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
     let host = Host { budget, waiting: 20, first_come: false };
     let config = Config { cells: 2, command: Vec::new(), first_subnet: Ipv4Addr::new(10, 100, 0, 0), host };
     let (tos, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
-    let cells = tos.into_iter().map(|to| CellSlot { to: Some(to), ..CellSlot::default() }).collect();
+    let cells = tos
+        .into_iter()
+        .map(|to| CellSlot { to: Some(Box::new(to) as Box<dyn Tell>), ..CellSlot::default() })
+        .collect();
     let mut state = State::new(cells, &host);
     for number in 0..2 {
         state.hear(number, FromCell::Ready { tap: None });
@@ -52,7 +64,7 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
 fn starts(told: &std::sync::mpsc::Receiver<ToCell>) -> Vec<u64> {
     let ids = |message| match message {
         ToCell::Start(orders) => orders.into_iter().map(|(id, _)| id).collect(),
-        ToCell::Stop { .. } => Vec::new(),
+        ToCell::Stop { .. } | ToCell::Memory { .. } => Vec::new(),
     };
     told.try_iter().flat_map(ids).collect()
 }
@@ -99,12 +111,46 @@ fn guests_of_a_dead_cell_wait_for_it_and_come_back_under_their_addresses() {
     state.settle();
     assert_eq!((id, state.unplaced.len()), (1, 1), "it does not go to another cell");
     let (to, again) = channel();
-    state.cells[0].to = Some(to);
+    state.cells[0].to = Some(Box::new(to));
     state.hear(0, FromCell::Ready { tap: None });
     drop(state);
     let Ok(ToCell::Start(orders)) = again.try_recv() else { panic!("it is not started") };
     assert_eq!(orders[0].1.network.as_ref().and_then(|n| n.ipv4), address);
     assert_eq!((phases(&supervisor), starts(&told[1])), (vec!["starting".into(), "running".into()], vec![]));
+}
+
+#[test]
+fn what_a_guest_gives_back_is_anothers_until_it_asks() {
+    const MEMORY: u64 = 1 << 20;
+    let room = 2 * (MEMORY + crate::admission::OVERHEAD) - 1;
+    let (supervisor, told) = two_cells_with(Amounts { memory: Some(room), ..Amounts::default() });
+    let lender = Order { memory: MEMORY, memory_provision: MEMORY, ..order() };
+    let memory = || {
+        told[0].try_iter().filter_map(|m| match m {
+            ToCell::Memory { id, bytes, granted } => Some((id, bytes, granted)),
+            _ => None,
+        })
+    };
+    assert_eq!(supervisor.run(&lender, 1, Restart::No), Ok((1, 1)));
+    assert_eq!(supervisor.run(&Order { memory: MEMORY, ..order() }, 1, Restart::Always), Ok((2, 2)));
+    assert_eq!(phases(&supervisor), ["starting", "waiting"]);
+    let hear = |bytes| supervisor.lock().hear(0, FromCell::Memory { id: 1, bytes });
+    hear(MEMORY / 2);
+    assert_eq!(
+        (phases(&supervisor), starts(&told[1])),
+        (vec!["starting".into(), "starting".into()], vec![2])
+    );
+    hear(MEMORY);
+    assert!(told[1].try_iter().any(|m| matches!(m, ToCell::Stop { ids, kill: true } if ids == [2])));
+    assert_eq!(memory().filter(|(_, bytes, _)| *bytes == MEMORY).count(), 0, "not before it is there");
+    supervisor.lock().hear(1, FromCell::Ended { id: 2, end: Ended::Killed("it was killed".to_owned()) });
+    assert_eq!(memory().collect::<Vec<_>>(), [(1, MEMORY, true)]);
+    assert_eq!(phases(&supervisor), ["starting", "waiting"]);
+    // What is not the sender's own is not heard, and nobody has more than it was admitted with.
+    supervisor.lock().hear(1, FromCell::Memory { id: 1, bytes: 0 });
+    hear(u64::MAX);
+    assert_eq!(memory().count(), 1);
+    assert_eq!(supervisor.owners()[0].has.memory, Some(MEMORY + OVERHEAD));
 }
 
 #[test]
