@@ -92,11 +92,14 @@ const WATCH_DUE: Duration = Duration::from_micros(300);
 /// Nobody watches the TAP device.
 const NOBODY: usize = usize::MAX;
 /// How long the TAP device waits, while workers serve, for an exit that looks at it anyway.
-const RECEIVE_DUE: Duration = Duration::from_micros(300);
+const RECEIVE_DUE: Duration = Duration::from_micros(100);
 /// From when on a burst without a rest counts as several.
 const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
+/// Frames of a guest that are sent before somebody looks whether others wait for theirs, and how often: a full ring, four times.
+const EXIT_FRAMES: usize = 64;
+const EXIT_CALLS: usize = 16;
 /// Bytes of a guest that one exit sends: about a millisecond of its worker's time.
 const EXIT_BYTES: usize = 4 << 20;
 /// Bytes that a guest may send in a turn while others wait: a few of the largest frames, so that taking turns costs little.
@@ -429,26 +432,38 @@ impl Network {
 
     /// Sends what waits in a guest's transmit ring, as much as may hold its worker up; the uplink's thread sends the rest. Returns the frames moved.
     fn transmit(&self, port: &Arc<Port>) -> usize {
-        NOTICES.with_borrow_mut(|notices| {
-            let (mut frames, mut bytes) = (0, 0);
-            for _ in 0..CALLS {
-                let work = self.uplink.transmit(port, BUDGET, EXIT_BYTES - bytes, self.now(), notices);
-                frames += work.frames;
-                bytes += work.bytes.min(EXIT_BYTES - bytes);
+        let (mut frames, mut bytes) = (0, 0);
+        for _ in 0..EXIT_CALLS {
+            let work = NOTICES.with_borrow_mut(|notices| {
+                let work = self.uplink.transmit(port, EXIT_FRAMES, EXIT_BYTES - bytes, self.now(), notices);
                 self.act(notices);
-                if let Served::Throttled { until_ns } = work.served {
-                    self.throttle(port, until_ns);
-                }
-                if work.served != Served::More {
-                    return frames;
-                }
-                if EXIT_BYTES - bytes < MAX_FRAME {
-                    break;
-                }
+                work
+            });
+            frames += work.frames;
+            bytes += work.bytes.min(EXIT_BYTES - bytes);
+            if let Served::Throttled { until_ns } = work.served {
+                self.throttle(port, until_ns);
             }
-            self.throttle(port, self.now());
-            frames
-        })
+            if work.served != Served::More {
+                return frames;
+            }
+            if EXIT_BYTES - bytes < MAX_FRAME {
+                break;
+            }
+            self.receive_if_due();
+        }
+        self.throttle(port, self.now());
+        frames
+    }
+
+    /// If nobody has looked at the TAP device for a while, that is done now: a guest that exits without end, or sends without end, keeps its worker from
+    /// doing it otherwise, and other guests wait for their frames.
+    fn receive_if_due(&self) {
+        let age = self.now().saturating_sub(self.received_at.load(Ordering::Relaxed));
+        if self.server() == Server::Worker && u128::from(age) >= RECEIVE_DUE.as_nanos() {
+            self.waiting_until.store(0, Ordering::SeqCst);
+            self.receive();
+        }
     }
 
     /// Has those send who stand in line, and those whose limits have held them up long enough: each a quantum, in its turn. Returns the frames moved.
@@ -480,6 +495,16 @@ impl Network {
     fn throttle(&self, port: &Arc<Port>, until: u64) {
         if self.throttled.insert(port, until) {
             self.wake_uplink();
+        }
+    }
+
+    /// Gives a guest what waits for its buffers.
+    fn flush(&self, port: &Arc<Port>) {
+        if port.is_waited_for() {
+            NOTICES.with_borrow_mut(|notices| {
+                self.uplink.flush(port, self.now(), notices);
+                self.act(notices);
+            });
         }
     }
 
@@ -563,6 +588,7 @@ impl Network {
             // waits for its guest's ring is tried again at each of these looks.
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
             for port in &running {
+                self.flush(port);
                 if self.has_work(port) {
                     turns.join(port.id(), Arc::clone(port));
                 }
@@ -677,6 +703,7 @@ impl Shared {
     /// Serves a guest's rings now.
     pub(crate) fn serve_guest(&self, guest: &Guest) -> usize {
         let (Some(network), Some(port)) = (&self.network, &guest.port) else { return 0 };
+        network.flush(port);
         let mut frames = network.transmit(port);
         if network.server() == Server::Worker {
             network.waiting_until.store(0, Ordering::SeqCst);
@@ -689,14 +716,10 @@ impl Shared {
         frames
     }
 
-    /// A guest has exited for something else than its rings. If nobody has looked at the TAP device for a while, that is done now: a guest that
-    /// exits without end keeps its worker from doing it otherwise, and other guests wait for their frames.
+    /// A guest has exited for something else than its rings.
     pub(crate) fn receive_if_due(&self) {
-        let Some(network) = &self.network else { return };
-        let age = network.now().saturating_sub(network.received_at.load(Ordering::Relaxed));
-        if network.server() == Server::Worker && u128::from(age) >= RECEIVE_DUE.as_nanos() {
-            network.waiting_until.store(0, Ordering::SeqCst);
-            network.receive();
+        if let Some(network) = &self.network {
+            network.receive_if_due();
         }
     }
 

@@ -403,7 +403,7 @@ pub(crate) struct Doctor {
 /// How finely a guest's time on a processor is cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Grain {
-    /// Fine until it computes for 10 ms without resting
+    /// Fine until it computes for 30 ms without resting
     #[default]
     Auto,
     /// Turns of 100 ms, interrupted by those with fine ones

@@ -70,7 +70,7 @@
 //! | an address that nobody has, or that is of another network | dropped: [`DropReason::UnknownDestination`], [`DropReason::Isolated`] |
 //! | multicast, broadcast, announcements | dropped: [`DropReason::NotForwarded`] |
 //! | frames above its limits | dropped: [`DropReason::RateLimited`], or left in its ring ([`OverLimit::Wait`]) |
-//! | no receive buffers | frames for it wait a bounded time, then are dropped: [`DropReason::RingFull`] |
+//! | no receive buffers | frames for it wait, a bounded number of them and, if it is the only port, a bounded time; then they are dropped: [`DropReason::RingFull`] |
 //!
 //! The first group is a [`RingFault`]: no correct driver does it, the state of the ring is unknown from then on, and
 //! the guest ends with a report. The second is traffic, which may be bad for reasons that are not the driver's; it is dropped and
@@ -85,6 +85,7 @@
     clippy::indexing_slicing
 )]
 
+mod backlog;
 pub mod counters;
 pub mod drr;
 pub mod elsewhere;

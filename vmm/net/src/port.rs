@@ -9,16 +9,18 @@
 //! once.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foraker_abi::{interrupt, layout};
 use foraker_policy::token_bucket::TokenBucket;
 
+use crate::backlog::{Backlog, Room};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Mac;
 use crate::memory::{DeviceMemory, MemoryError};
 use crate::notices::Notices;
-use crate::parts::{Parts, Places};
+use crate::parts::{Parts, Places, Whole};
 use crate::receive::{Delivery, FRONT, ReceiveQueue, Slots};
 use crate::ring::RingFault;
 use crate::trace::{self, Point};
@@ -95,6 +97,8 @@ pub struct Port {
     mtu: u16,
     counters: Counters,
     rx: Mutex<Option<ReceiveHalf>>,
+    /// Frames wait for buffers.
+    waited_for: AtomicBool,
     tx: Mutex<Option<TransmitHalf>>,
 }
 
@@ -102,6 +106,7 @@ pub struct Port {
 pub(crate) struct ReceiveHalf {
     queue: ReceiveQueue,
     bytes: Option<TokenBucket>,
+    backlog: Backlog,
 }
 
 #[derive(Debug)]
@@ -143,7 +148,12 @@ impl Port {
             ipv6,
             mtu,
             counters: Counters::default(),
-            rx: Mutex::new(Some(ReceiveHalf { queue: rx, bytes: limits.rx_bandwidth.map(byte_bucket) })),
+            rx: Mutex::new(Some(ReceiveHalf {
+                queue: rx,
+                bytes: limits.rx_bandwidth.map(byte_bucket),
+                backlog: Backlog::default(),
+            })),
+            waited_for: AtomicBool::new(false),
             tx: Mutex::new(Some(TransmitHalf {
                 queue: tx,
                 bytes: limits.tx_bandwidth.map(byte_bucket),
@@ -214,6 +224,13 @@ impl Port {
         lock(&self.tx).as_mut().is_some_and(|half| half.queue.pending())
     }
 
+    /// Whether frames wait for the guest to give buffers: [`crate::Uplink::flush`] is to be called when it may have.
+    #[inline]
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.waited_for.load(Ordering::SeqCst)
+    }
+
     /// Has both rings stand still while `look` is called with where they are: no frame comes or goes meanwhile, so that what the guest's
     /// memory says of them is the same. None if one of them is closed or broken.
     pub fn hold<R>(&self, look: impl FnOnce(RingState) -> R) -> Option<R> {
@@ -276,6 +293,8 @@ pub(crate) enum Outcome {
     Delivered,
     /// The ring is full; nothing is counted yet.
     Full,
+    /// It waits for buffers; nothing is counted yet.
+    Kept,
     /// Dropped, and counted.
     Dropped,
 }
@@ -331,6 +350,9 @@ impl<'a> Batch<'a> {
     /// Delivers an offload header and a frame that may be a bare acknowledgement.
     #[inline]
     pub(crate) fn deliver_from_host(&mut self, frame: Parts<'_>, bare: Option<u64>, now_ns: u64) -> Outcome {
+        if self.half.as_ref().is_some_and(|half| !half.backlog.is_empty()) && !self.flush(now_ns) {
+            return Outcome::Full;
+        }
         let before = self.news;
         let outcome = self.deliver(frame, now_ns);
         if outcome == Outcome::Delivered
@@ -340,6 +362,37 @@ impl<'a> Batch<'a> {
             self.news = if same { News::Acknowledgement(number) } else { News::Some };
         }
         outcome
+    }
+
+    /// Delivers what waits for buffers, as far as there are any. False if some of it still waits.
+    #[inline]
+    pub(crate) fn flush(&mut self, now_ns: u64) -> bool {
+        while let Some(frame) = self.half.as_mut().and_then(|half| half.backlog.pop()) {
+            if self.deliver(Whole::new(&frame).parts(), now_ns) == Outcome::Full {
+                if let Some(half) = self.half.as_mut() {
+                    half.backlog.unpop(frame);
+                }
+                return false;
+            }
+        }
+        if self.port.is_waited_for() {
+            self.port.waited_for.store(false, Ordering::SeqCst);
+        }
+        true
+    }
+
+    /// Has a frame from the host, for which there are no buffers, wait for some. It is dropped if too many wait already.
+    pub(crate) fn keep(&mut self, frame: &[u8], room: &Room, now_ns: u64) -> Outcome {
+        let kept = self.half.as_mut().is_some_and(|half| half.backlog.push(frame, room));
+        if !kept {
+            return self.drop_frame(DropReason::RingFull);
+        }
+        self.port.waited_for.store(true, Ordering::SeqCst);
+        // Buffers that came while the guest was asked to ring make it worth another try.
+        if self.want_doorbell(true) && self.flush(now_ns) {
+            let _ = self.want_doorbell(false);
+        }
+        Outcome::Kept
     }
 
     /// Delivers an offload header and a frame.

@@ -8,8 +8,9 @@
 //! read into the VMM's memory even then. With more ports a frame that turns out to be for another guest would already
 //! have been shown to the wrong one.
 //!
-//! **A full receive ring.** The frame at hand waits, and what comes behind it stays in the TAP device's queue, as
-//! [`crate::patience`] allows; then frames for that port are dropped and counted until it takes one.
+//! **A full receive ring.** Frames wait for the guest's buffers in a [`crate::backlog`] of its own, and others pass them. For the only guest of a cell
+//! the frame at hand waits, and what comes behind it stays in the TAP device's queue, as [`crate::patience`] allows. What is too much or too
+//! late is dropped and counted.
 
 use std::io;
 use std::ptr::NonNull;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use foraker_abi::interrupt;
 use foraker_abi::net::{ETHERNET_HEADER, HEADER_SIZE, MAX_FRAME};
 
+use crate::backlog::Room;
 use crate::counters::{Counters, DropReason};
 use crate::frame::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::link::Link;
@@ -50,7 +52,7 @@ pub enum Served {
     More,
     /// Receive only: another thread is at it.
     Busy,
-    /// Receive only: a guest's receive ring is full, and frames wait for it. Call again when that guest gives buffers
+    /// Receive only: the receive ring of the only guest is full, and frames wait for it. Call again when that guest gives buffers
     /// (it is asked to ring the doorbell) or exits, and at the latest at `until_ns`. Do not poll the TAP device
     /// meanwhile: it stays readable.
     Waiting {
@@ -85,6 +87,8 @@ pub struct Uplink<L = Tap> {
     pcap: Option<Pcap>,
     counters: Counters,
     reader: Mutex<Reader>,
+    /// For frames that wait for buffers.
+    room: Room,
 }
 
 /// What belongs to whoever reads from the TAP device.
@@ -111,8 +115,16 @@ impl<L: Link> Uplink<L> {
     pub fn new(link: L, switch: Arc<Switch>, pcap: Option<Pcap>) -> Self {
         let bounce = vec![0_u8; BOUNCE].into_boxed_slice();
         let bounce = bounce.try_into().unwrap_or_else(|_| Box::new([0; BOUNCE]));
-        let reader = Reader { bounce, held: None, patience: Patience::new(), slots: Box::new(Slots::new()) };
-        Uplink { link, switch, pcap, counters: Counters::default(), reader: Mutex::new(reader) }
+        let reader =
+            Reader { bounce, held: None, patience: Patience::default(), slots: Box::new(Slots::new()) };
+        Uplink {
+            link,
+            switch,
+            pcap,
+            counters: Counters::default(),
+            reader: Mutex::new(reader),
+            room: Room::default(),
+        }
     }
 
     /// The TAP device, to wait for.
@@ -137,6 +149,18 @@ impl<L: Link> Uplink<L> {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Delivers what waits for a guest's buffers, as far as it has given some. To be called when it may have: when it exits or rings, as long as
+    /// [`Port::is_waited_for`].
+    pub fn flush(&self, port: &Arc<Port>, now_ns: u64, notices: &mut Notices) {
+        let mut batch = Batch::begin(port);
+        // Asked to ring first, so that buffers that come now are seen now or announced.
+        let _ = batch.want_doorbell(true);
+        if batch.flush(now_ns) {
+            let _ = batch.want_doorbell(false);
+        }
+        batch.finish(notices);
     }
 
     /// Takes at most `budget` frames from the TAP device and delivers them. Returns [`Served::Busy`] at once if
@@ -223,9 +247,10 @@ impl<L: Link> Uplink<L> {
             let whole = Whole::new(reader.bounce.get(..total).unwrap_or_default());
             let bare = frame::bare_acknowledgement(reader.frame(total));
             let mut outcome = batch.deliver_from_host(whole.parts(), bare, now_ns);
-            if outcome == Outcome::Full {
-                let alone = self.switch.ports() == 1;
-                match reader.patience.wait(now_ns, alone) {
+            if outcome == Outcome::Full && self.switch.ports() > 1 {
+                outcome = batch.keep(reader.bounce.get(..total).unwrap_or_default(), &self.room, now_ns);
+            } else if outcome == Outcome::Full {
+                match reader.patience.wait(now_ns) {
                     None => outcome = batch.drop_frame(DropReason::RingFull),
                     Some(until_ns) => {
                         // Buffers that came while the guest was asked to ring make it worth another try.
@@ -240,7 +265,7 @@ impl<L: Link> Uplink<L> {
                 }
             }
             if outcome == Outcome::Delivered {
-                reader.patience.progress(now_ns);
+                reader.patience.progress();
                 let _ = batch.want_doorbell(false);
             }
             let large = outcome == Outcome::Delivered && total >= DIRECT;
