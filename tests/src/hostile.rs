@@ -290,6 +290,7 @@ pub const CALLS: &[Case] = &[
     held("resources-wild"),
     case("given-back-read", Expect::GivenBack),
     case("given-back-console", Expect::GivenBack),
+    held("given-back-advice"),
     held("resize-storm"),
     cores("core-wild-entry", Expect::Held),
     cores("core-non-canonical-entry", Expect::Held),

@@ -45,6 +45,14 @@ pub(crate) const CASES: &[Case] = &[
         let last = give_back(4);
         endless(|| call(CONSOLE, [last, 1, 0, 0, 0]))
     }),
+    case("given-back-advice", || {
+        let page = give_back(16) & !(PAGE - 1);
+        all([
+            answers("will need", MEMORY, [hc::memory::WILL_NEED, page, PAGE, 0, 0], &[E_ADDRESS]),
+            answers("pin", MEMORY, [hc::memory::PIN, page - 15 * PAGE, 16 * PAGE, 0, 0], &[E_ADDRESS]),
+            answers("discard", MEMORY, [hc::memory::DISCARD, page, PAGE, 0, 0], &[E_ADDRESS]),
+        ])
+    }),
     case("resize-storm", resize_storm),
     case("core-wild-entry", || start_core(WILD, second_stack())),
     case("core-non-canonical-entry", || start_core(NON_CANONICAL, second_stack())),

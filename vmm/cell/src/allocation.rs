@@ -52,11 +52,17 @@ impl Allocation {
     pub(crate) fn take_wish(&self) -> Option<u64> {
         self.lock().wish.take()
     }
+}
 
-    /// An answer has come. Whether it is to what the guest waits for.
-    pub(crate) fn settle(&self, bytes: u64) -> bool {
-        self.lock().asked.take_if(|asked| *asked == bytes).is_some()
+/// An answer has come. Whether it is to what the guest waits for.
+pub(crate) fn settle(guest: &Guest, bytes: u64, granted: bool) -> bool {
+    let mut state = guest.allocation.lock();
+    let waited = state.asked.take_if(|asked| *asked == bytes).is_some();
+    if waited && granted {
+        // Before another core of the guest can change it.
+        guest.have_memory(bytes);
     }
+    waited
 }
 
 /// The guest wants to have so many bytes of its memory. Returns the hypercall's result.
@@ -64,8 +70,8 @@ pub(crate) fn resize(cell: &Shared, guest: &Guest, bytes: u64) -> i64 {
     if !guest.memory.can_be_confined(bytes) {
         return E_INVALID;
     }
-    let now = guest.registers().resources.memory_allocated.load(Ordering::SeqCst);
     let mut state = guest.allocation.lock();
+    let now = guest.registers().resources.memory_allocated.load(Ordering::SeqCst);
     if now.saturating_sub(bytes) > MEMORY_MAX
         || state.asked.is_some()
         || !state.limit.take(guest.clock.now(), 1)

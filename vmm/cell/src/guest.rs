@@ -14,7 +14,7 @@ use foraker_policy::rate::Rate;
 use foraker_policy::token_bucket::TokenBucket;
 use serde::{Deserialize, Serialize};
 
-use crate::allocation::Allocation;
+use crate::allocation::{self, Allocation};
 use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
@@ -388,13 +388,9 @@ impl Guest {
 
     /// What it asked for is granted or refused.
     pub fn answer_wish(&self, bytes: u64, granted: bool) {
-        if !self.allocation.settle(bytes) {
-            return;
+        if allocation::settle(self, bytes, granted) {
+            self.raise(0, interrupt::RESOURCES);
         }
-        if granted {
-            self.have_memory(bytes);
-        }
-        self.raise(0, interrupt::RESOURCES);
     }
 
     /// It has so many bytes of its memory from now on. False where that cannot be.

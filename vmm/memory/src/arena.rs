@@ -63,13 +63,31 @@ struct Bounds {
     /// The offsets: empty at first.
     start: AtomicU64,
     end: AtomicU64,
+    /// From here to `end` it once was: missing pages there are zeros, whatever the template says.
+    lowest: AtomicU64,
     /// A page of it was touched.
     crossed: AtomicBool,
 }
 
 impl Bounds {
     fn new() -> Bounds {
-        Bounds { start: AtomicU64::new(u64::MAX), end: AtomicU64::new(0), crossed: AtomicBool::new(false) }
+        let nowhere = || AtomicU64::new(u64::MAX);
+        Bounds {
+            start: nowhere(),
+            end: AtomicU64::new(0),
+            lowest: nowhere(),
+            crossed: AtomicBool::new(false),
+        }
+    }
+
+    /// What a page holds when it is missing, by what the template says.
+    fn content<'a>(&self, at: u64, template: Content<'a>) -> Content<'a> {
+        let (lowest, end) = (self.lowest.load(Ordering::SeqCst), self.end.load(Ordering::SeqCst));
+        match template {
+            Content::Bytes(bytes) if (lowest..end).contains(&at) => Content::Zeros(bytes.len() as u64),
+            // Zeros may reach beyond, where they are zeros, too.
+            content => content,
+        }
     }
 
     /// How far the guest may go from an offset on; nothing if that was given back.
@@ -280,7 +298,7 @@ impl Pager {
         let young = owner.waited < FIRST_PAGES;
         owner.waited = owner.waited.saturating_add(1);
         // Filled with the owners locked: a range that is given back meanwhile must not get a page afterwards.
-        let done = match template.content(at) {
+        let done = match owner.bounds.content(at, template.content(at)) {
             Content::Bytes(bytes) => {
                 self.uffd.copy(address, bytes.get(..as_size(PAGE_SIZE)).unwrap_or(bytes))
             }
@@ -333,11 +351,17 @@ impl Range {
             return false;
         }
         self.bounds.end.store(offsets.end, Ordering::SeqCst);
+        self.bounds.lowest.fetch_min(offsets.start, Ordering::SeqCst);
         let before = self.bounds.start.swap(offsets.start, Ordering::SeqCst);
         if offsets.start < before {
-            self.discard(offsets.start, offsets.end.min(before).saturating_sub(offsets.start));
+            self.drop_pages(offsets.start, offsets.end.min(before).saturating_sub(offsets.start));
         }
         true
+    }
+
+    /// How much of the range the guest has: what lies behind, to its heap's end, it has given back.
+    pub(crate) fn kept(&self) -> u64 {
+        self.bounds.start.load(Ordering::SeqCst)
     }
 
     /// Whether something was touched that had been given back.
@@ -407,7 +431,9 @@ impl Range {
 
     /// Fills what is missing of a range of offsets.
     pub(crate) fn fill(&self, template: &Template, range: std::ops::Range<u64>) {
-        for (at, content) in template.pieces(range) {
+        let split = self.bounds.lowest.load(Ordering::SeqCst).clamp(range.start, range.end);
+        for (at, content) in template.pieces(range.start..split).chain(template.pieces(split..range.end)) {
+            let content = self.bounds.content(at, content);
             let address = self.as_ptr() as u64 + at;
             let Some((pager, _)) = &self.arena.pager else {
                 match content {
@@ -571,6 +597,37 @@ mod tests {
         assert_eq!((read(&range, data), read(&range, data + 8192)), ([0; 4], [0; 4]));
         let held: u64 = range.present().into_iter().map(|r| r.end - r.start).sum();
         assert!(held <= 3 * 4096, "{held} bytes are still there");
+    }
+
+    /// The data of the template stands for what a captured guest had at the end of its heap.
+    #[test]
+    fn what_is_given_back_is_nobodys_to_touch_and_comes_back_as_zeros() {
+        let arena = Arena::new(16 << 20).unwrap();
+        let template = template(6 << 20, Pages::Small);
+        let data = DATA_BASE - template.plan().memory_start;
+        let range = arena.allocate(&template).unwrap();
+        if !range.has_pager() {
+            assert!(!range.do_without(data..data + PAGE_SIZE));
+            return;
+        }
+        write(&range, data + PAGE_SIZE, b"mine");
+        let pages = data..data + 4 * PAGE_SIZE;
+        assert!(range.do_without(pages.clone()));
+        assert_eq!((range.kept(), range.was_crossed()), (data, false));
+        assert!(
+            range.present().iter().all(|there| there.end <= data || there.start >= pages.end),
+            "it is free"
+        );
+        // All of it again: neither what the guest had there nor what the template has.
+        assert!(range.do_without(pages.end..pages.end));
+        range.populate(data - PAGE_SIZE, 3 * PAGE_SIZE);
+        assert_eq!((read(&range, data), read(&range, data + PAGE_SIZE)), ([0; 4], [0; 4]));
+        assert_eq!(read(&range, data + 2 * PAGE_SIZE), [0; 4]);
+        assert!(!range.was_crossed());
+        // Touched without asking.
+        assert!(range.do_without(pages.end - PAGE_SIZE..pages.end));
+        let _ = read(&range, pages.end - PAGE_SIZE);
+        assert!(range.was_crossed());
     }
 
     #[test]

@@ -273,7 +273,7 @@ impl GuestMemory {
         self.range.was_crossed()
     }
 
-    /// Whether a page-aligned range lies in the guest's data, stack or heap.
+    /// Whether a page-aligned range lies in the guest's data, stack or heap, and it has not given it back.
     #[must_use]
     pub fn owns_pages(&self, address: u64, bytes: u64) -> bool {
         let within = |range: std::ops::Range<u64>| {
@@ -281,7 +281,11 @@ impl GuestMemory {
         };
         address.is_multiple_of(PAGE_SIZE)
             && bytes.is_multiple_of(PAGE_SIZE)
-            && (within(self.plan.memory_start..STACK_TOP) || within(DATA_BASE..self.plan.memory_end))
+            && (within(self.plan.memory_start..STACK_TOP)
+                || within(
+                    DATA_BASE
+                        ..self.plan.memory_end.min(self.plan.memory_start.saturating_add(self.range.kept())),
+                ))
     }
 
     fn private(&self, address: u64) -> *mut u8 {
