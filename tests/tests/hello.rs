@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::time::Duration;
 
+use foraker_tests::bounds::{emulated, stretched};
 use foraker_tests::launch::{Running, image, launch};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -133,21 +134,25 @@ fn many_launches_at_once() {
 #[test]
 fn processor_time_that_was_promised_is_given() {
     let program = image("hostile").display().to_string();
-    let promised = ["--name", "promised", "--no-net", "--cpu-shares", "1", "--provision-cpus", "0.7"];
+    let promised = ["--name", "promised", "--no-net", "--cpu-shares", "1", "--provision-cpus", "0.3"];
     let greedy = ["--name", "greedy", "--no-net", "--cpu-shares", "10000"];
     let both = |options: &[&str], case: &str| {
-        let launch_options = ["--json", "--workers", "1", "--timeout", "3"];
+        // Where the machine is emulated, starting takes seconds, alarms are 4 ms late, and a change of guests takes as long.
+        let timeout = if emulated() { "15" } else { "3" };
+        let launch_options = ["--json", "--workers", "1", "--timeout", timeout];
         let first = [&launch_options[..], options, &[&program, case]].concat();
-        let ended = launch([&first[..], &["+"], &greedy, &[&program, "endless-loop"]].concat()).wait(LIMIT);
-        let report = ended.report();
+        let both = [&first[..], &["+"], &greedy, &[&program, "endless-loop"]].concat();
+        let report = launch(both).wait(stretched(LIMIT)).report();
         (report.guest("promised").cpu_seconds, report.guest("greedy").cpu_seconds)
     };
     let (own, others) = both(&promised, "endless-loop");
-    assert!((0.62..0.8).contains(&(own / (own + others))), "{own} s and {others} s");
+    let kept = if emulated() { 0.2..0.8 } else { 0.25..0.4 };
+    assert!(kept.contains(&(own / (own + others))), "{own} s and {others} s");
     // It sleeps: what was promised is lent.
     let (own, others) = both(&promised, "sleep-forever");
-    assert!(own < 0.1 && others > 1.0, "{own} s and {others} s");
+    assert!(own < 0.1 * others && others > 1.0, "{own} s and {others} s");
     // Without the promise it would have next to nothing.
     let (own, others) = both(&promised[..5], "endless-loop");
-    assert!(own < 0.3 * (own + others), "{own} s and {others} s");
+    let little = if emulated() { 0.2 } else { 0.1 };
+    assert!(own < little * (own + others), "{own} s and {others} s");
 }

@@ -123,6 +123,9 @@ impl Account {
     }
 }
 
+/// Whoever has its turn keeps it for this part of a fine turn, whatever was promised to others.
+const SOME: u64 = 4;
+
 /// How often a worker on which nobody waits looks whether others have too much to do, nanoseconds.
 pub const HEARTBEAT_NS: u64 = 500_000_000;
 
@@ -141,6 +144,9 @@ pub struct RunQueue<T> {
     fine: BTreeSet<Place>,
     /// Of those, the ones with a promise, by when it is due.
     promised: BTreeSet<(u64, Place)>,
+    /// The last one taken was taken for its promise: the next is the next by shares, so that nobody starves where a change of guests takes as long
+    /// as it takes a promise to be due again.
+    kept: bool,
     next: u64,
 }
 
@@ -153,6 +159,7 @@ impl<T> RunQueue<T> {
             ready: BTreeMap::new(),
             fine: BTreeSet::new(),
             promised: BTreeSet::new(),
+            kept: false,
             next: FIRST,
         }
     }
@@ -201,8 +208,12 @@ impl<T> RunQueue<T> {
     /// Takes the core that runs next at `now`: one whose promise is due, or the one furthest behind, or a fine one that is not much further.
     pub fn pop(&mut self, now: u64) -> Option<(Account, T)> {
         let first @ (used, order) = *self.ready.first_key_value()?.0;
-        let due =
-            self.promised.first().filter(|(due, _)| *due <= now && order >= FIRST).map(|(_, place)| *place);
+        let due = self
+            .promised
+            .first()
+            .filter(|(due, _)| *due <= now && order >= FIRST && !self.kept)
+            .map(|(_, place)| *place);
+        self.kept = due.is_some();
         let fine = self.fine.first().copied().filter(|(f, _)| *f <= used.saturating_add(self.tuning.lead_ns));
         let place = due.or(fine).unwrap_or(first);
         let (account, core) = self.ready.remove(&place)?;
@@ -256,8 +267,10 @@ impl<T> RunQueue<T> {
             fine => fine.map_or(longest, |fine| fine.min(longest)),
         };
         // Those that were promised something take fine turns among each other.
-        let due =
-            self.promised.first().map(|(due, _)| due.saturating_sub(started).max(promised.min(fine_ns)));
+        let due = self
+            .promised
+            .first()
+            .map(|(due, _)| due.saturating_sub(started).max(promised.min(fine_ns)).max(fine_ns / SOME));
         Some(by_share.max(promised).min(due.unwrap_or(u64::MAX)))
     }
 
@@ -466,7 +479,7 @@ mod tests {
             let promise = Some(Rate::new(500));
             loads.push(Load { work, rest: 2 * work, promise, ..batch(*SHARES.start()) });
             let seen = simulate(&loads, 1, 5_000 * MS);
-            prop_assert!(seen.last().is_some_and(|s| s.latency <= MS / 5), "{seen:?}");
+            prop_assert!(seen.last().is_some_and(|s| s.latency <= MS / 2), "{seen:?}");
         }
 
         /// Nobody is forgotten, and no processor rests while somebody waits.
