@@ -395,6 +395,11 @@ impl<'a> Batch<'a> {
         Outcome::Kept
     }
 
+    /// The guest knows already that it has too few buffers: told at each of its exits, one that gives none would never rest.
+    pub(crate) fn do_not_remind(&mut self) {
+        self.starved = false;
+    }
+
     /// Delivers an offload header and a frame.
     #[inline]
     pub(crate) fn deliver(&mut self, frame: Parts<'_>, now_ns: u64) -> Outcome {
