@@ -42,6 +42,8 @@ const DOCUMENT: &str = "/bytes/100";
 /// How long all guests rest, and what of it is not counted.
 const IDLE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(2);
+/// Windows at each step in which requests come one by one; each is a sample.
+const WINDOWS: usize = 5;
 /// Before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Idle connections stay; with small pages a guest costs what it touches.
@@ -155,10 +157,12 @@ fn measure(session: &mut Session) -> Result<([Step; GUESTS.len()], Samples)> {
                 let each = |seconds: f64| seconds * 1e6 / outcome.requests as f64;
                 Ok((each(after.0 - before.0), each(after.1 - before.1), outcome))
             };
-            let (cells_us, own_us, outcome) = used(Pace::Open(RATE))?;
-            step.cost.push(cells_us);
-            step.whole.push(cells_us + own_us);
-            step.p99.push(outcome.latency.quantile(0.99).context("no request")?);
+            for _ in 0..WINDOWS {
+                let (cells_us, own_us, outcome) = used(Pace::Open(RATE))?;
+                step.cost.push(cells_us);
+                step.whole.push(cells_us + own_us);
+                step.p99.push(outcome.latency.quantile(0.99).context("no request")?);
+            }
             let (cells_us, _, outcome) = used(Pace::Closed(CLIENTS))?;
             step.loaded.push(cells_us);
             step.per_second.push(outcome.per_second());

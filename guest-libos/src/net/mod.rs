@@ -49,8 +49,9 @@ core_local! {
 const RX_BUFFER: usize = 2048;
 /// As many receive buffers as the largest frame fills, and some: least that there may be.
 const RX_LEAST: u16 = 40;
-/// Receive buffers at first: a few small frames, in four pages.
-const RX_FIRST: u16 = 8;
+/// Receive buffers at first: a request and some acknowledgements, in two pages. They are used in turn, so that all of them are touched by the end of a
+/// guest's first connection, and none of what comes after finds a page that is not there.
+const RX_FIRST: u16 = 4;
 
 /// Lends the stack, set up at the first time.
 fn with<R>(f: impl FnOnce(&mut Stack) -> R) -> Result<R, Error> {

@@ -280,7 +280,7 @@ impl Receiver {
         for _ in 0..buffers {
             let index = self.ring.avail().ring[usize::from(self.back % QUEUE_SIZE)].load(Ordering::Relaxed);
             // Before the first buffer comes round again, so that buffers stay in order.
-            if index == 0 && self.count < self.most && self.burst >= self.count / 2 {
+            if index == 0 && self.count < self.most && self.burst > self.count / 2 {
                 self.grow(0);
             }
             self.back = self.back.wrapping_add(1);

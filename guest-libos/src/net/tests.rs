@@ -5,6 +5,7 @@ use crate::testing::{self, GATEWAY_MAC, MAC};
 use crate::{spawn, task};
 use alloc::rc::Rc;
 use core::cell::Cell;
+use core::sync::atomic::Ordering;
 use foraker_abi::net::{DATA_VALID, NEEDS_CSUM};
 use smoltcp::iface::{Config as PeerConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, DeviceCapabilities, Medium};
@@ -297,7 +298,16 @@ fn a_frame_in_many_buffers_arrives_whole_wherever_it_starts() {
         frame.extend(ack.to_be_bytes());
         frame.extend([0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
         frame.extend(&payload);
-        assert!(testing::deliver(if round % 2 == 0 { NEEDS_CSUM } else { DATA_VALID }, &frame));
+        let flags = if round % 2 == 0 { NEEDS_CSUM } else { DATA_VALID };
+        if !testing::deliver(flags, &frame) {
+            // The first one finds too few buffers, and the guest is told: again, as the first time it takes what came before for the reason.
+            assert_eq!(round, 0);
+            for _ in 0..2 {
+                testing::control().pending.fetch_or(crate::interrupt::NET_RX, Ordering::Relaxed);
+                task::round();
+            }
+            assert!(testing::deliver(flags, &frame));
+        }
         seq = seq.wrapping_add(length as u32);
         testing::advance(1_000);
         task::round();
@@ -395,6 +405,8 @@ fn half_open_connections_are_given_up() {
     // The peer is gone.
     peer.sockets = SocketSet::new(Vec::new());
     peer.loss = 1;
+    // Its frames come a few at a time, as there are few buffers at first.
+    peer.turn_until(20, |peer| peer.waiting.is_empty());
     task::round();
     assert_eq!(counters().connections, 8);
     for _ in 0..40 {
@@ -867,7 +879,7 @@ fn a_quiet_guest_has_few_buffers_and_more_when_a_frame_needs_them() {
     // The VMM has not said that it looks: it wants to hear of buffers. Without an interrupt that is nothing new.
     peer.turn();
     assert!(!testing::deliver(0, &large));
-    testing::control().pending.fetch_or(crate::interrupt::NET_RX, core::sync::atomic::Ordering::Relaxed);
+    testing::control().pending.fetch_or(crate::interrupt::NET_RX, Ordering::Relaxed);
     peer.turn();
     let before = counters();
     assert!(testing::deliver(0, &large));

@@ -107,6 +107,8 @@ pub(crate) struct ReceiveHalf {
     queue: ReceiveQueue,
     bytes: Option<TokenBucket>,
     backlog: Backlog,
+    /// How many buffers the guest had given when it was told last that they are too few.
+    told: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -152,6 +154,7 @@ impl Port {
                 queue: rx,
                 bytes: limits.rx_bandwidth.map(byte_bucket),
                 backlog: Backlog::default(),
+                told: None,
             })),
             waited_for: AtomicBool::new(false),
             tx: Mutex::new(Some(TransmitHalf {
@@ -395,9 +398,12 @@ impl<'a> Batch<'a> {
         Outcome::Kept
     }
 
-    /// The guest knows already that it has too few buffers: told at each of its exits, one that gives none would never rest.
-    pub(crate) fn do_not_remind(&mut self) {
-        self.starved = false;
+    /// A guest that has given no buffers since it was told that they are too few knows already: told at each of its exits, it would never rest. One that
+    /// has given some that are still too few hears of it again; it may have seen other frames and thought that those were meant.
+    pub(crate) fn remind_only_if_it_gave_some(&mut self) {
+        if self.half.as_ref().is_some_and(|half| half.told == Some(half.queue.given())) {
+            self.starved = false;
+        }
     }
 
     /// Delivers an offload header and a frame.
@@ -521,6 +527,12 @@ impl<'a> Batch<'a> {
         // A guest that rests with few buffers hears that they are too few: `NO_NOTIFY` is clear then.
         let heard = self.published || self.starved;
         let wanted = heard && self.half.as_ref().is_some_and(|half| half.queue.interrupt_wanted());
+        if self.starved
+            && wanted
+            && let Some(half) = self.half.as_mut()
+        {
+            half.told = Some(half.queue.given());
+        }
         if self.frames > 0 {
             self.port.counters.rx.add(self.frames, self.bytes);
         }

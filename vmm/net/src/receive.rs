@@ -91,6 +91,11 @@ impl ReceiveQueue {
         self.queue.completed()
     }
 
+    /// How many buffers the guest had given, modulo 2^16, when that was looked at last.
+    pub(crate) fn given(&self) -> u16 {
+        self.queue.completed().wrapping_add(self.queue.waiting())
+    }
+
     /// Puts a frame into the guest's buffers. `num_buffers` of its offload header is set here.
     ///
     /// # Errors

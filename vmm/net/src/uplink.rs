@@ -160,7 +160,7 @@ impl<L: Link> Uplink<L> {
         if batch.flush(now_ns) {
             let _ = batch.want_doorbell(false);
         }
-        batch.do_not_remind();
+        batch.remind_only_if_it_gave_some();
         batch.finish(notices);
     }
 

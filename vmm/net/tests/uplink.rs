@@ -353,6 +353,28 @@ fn a_burst_waits_for_buffers_and_nobody_waits_behind_it() {
 }
 
 #[test]
+fn who_gives_too_few_buffers_again_is_told_again() {
+    let mut cell = Cell::new(&[Limits::default(); 2]);
+    cell.guests[0].give(4, 2048);
+    cell.guests[1].give(4, 2048);
+    let small = cell.host_sends(0, b"small");
+    let large = cell.host_sends(0, &[7; 12_000]);
+    assert_eq!(cell.receive(0), Served::Drained);
+    assert!(raised(&mut cell.notices).contains(&(2, interrupt::NET_RX)));
+    // It takes what is there for what it was called for, and gives back that one buffer: four are too few all the same.
+    assert_eq!(cell.guests[0].receive().map(|(_, frame)| frame), Some(small));
+    cell.guests[0].give_back(1);
+    cell.uplink.flush(&cell.ports[0], 0, &mut cell.notices);
+    assert_eq!(raised(&mut cell.notices), [(2, interrupt::NET_RX)]);
+    cell.uplink.flush(&cell.ports[0], 0, &mut cell.notices);
+    assert_eq!(raised(&mut cell.notices), [], "it was told, and has given nothing since");
+    cell.guests[0].give(4, 2048);
+    cell.uplink.flush(&cell.ports[0], 0, &mut cell.notices);
+    assert!(!cell.ports[0].is_waited_for());
+    assert_eq!(cell.guests[0].receive().map(|(_, frame)| frame), Some(large));
+}
+
+#[test]
 fn a_neighbours_flood_leaves_room_for_the_host() {
     let mut cell = Cell::new(&[Limits::default(); 2]);
     let (victim, flooder) = (0, 1);
