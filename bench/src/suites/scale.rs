@@ -39,8 +39,9 @@ const CONNECTIONS: usize = 16_000;
 /// Clients while every guest is asked once.
 const VISITORS: usize = 16;
 const DOCUMENT: &str = "/bytes/100";
-/// How long all guests rest, and what of it is not counted.
+/// How long all guests rest.
 const IDLE: Duration = Duration::from_secs(5);
+/// How long the cells have for what is left to do, before anything is counted.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Windows at each step in which requests come one by one; each is a sample.
 const WINDOWS: usize = 5;
@@ -145,17 +146,19 @@ fn measure(session: &mut Session) -> Result<([Step; GUESTS.len()], Samples)> {
             crowd
                 .visit_all(VISITORS)
                 .with_context(|| format!("{guests} guests, the first request of each"))?;
+            // What starts leave to be done, machines ahead of need among it, is done first.
+            std::thread::sleep(SETTLE);
             let mut used = |pace: Pace| -> Result<(f64, f64, Outcome)> {
                 crowd.run(pace, WARM_UP)?;
-                let time = || -> Result<(f64, f64)> {
-                    Ok((processor::seconds_of_all(&cells)?, processor::seconds_of(std::process::id())?))
-                };
-                let before: (f64, f64) = time()?;
+                // The clients' own time within that of the cells: looking at ten thousand threads takes time, too.
+                let cells_before = processor::seconds_of_all(&cells)?;
+                let own_before = processor::seconds_of(std::process::id())?;
                 let outcome =
                     crowd.run(pace, session.duration()).with_context(|| format!("{guests} guests"))?;
-                let after: (f64, f64) = time()?;
+                let own = processor::seconds_of(std::process::id())? - own_before;
+                let all = processor::seconds_of_all(&cells)? - cells_before;
                 let each = |seconds: f64| seconds * 1e6 / outcome.requests as f64;
-                Ok((each(after.0 - before.0), each(after.1 - before.1), outcome))
+                Ok((each(all), each(own), outcome))
             };
             for _ in 0..WINDOWS {
                 let (cells_us, own_us, outcome) = used(Pace::Open(RATE))?;
