@@ -26,6 +26,7 @@ mod allocation;
 pub mod cell;
 pub mod clock;
 pub mod console;
+mod contention;
 mod errand;
 pub mod guest;
 mod hypercalls;

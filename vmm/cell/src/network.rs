@@ -28,7 +28,7 @@ use crate::addresses::{Addresses, Unavailable};
 use crate::affinity::Apart;
 use crate::cell::Shared;
 use crate::guest::Guest;
-use crate::queue::WorkerShared;
+use crate::queue::{WorkerShared, nanoseconds};
 use crate::spec::{NetworkConfig, NetworkSpec};
 use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
@@ -140,6 +140,10 @@ pub(crate) struct Network {
     waiting_until: AtomicU64,
     /// When somebody looked at the TAP device last.
     received_at: AtomicU64,
+    /// The least time from an entry to the hypercall that ended it, nanoseconds: what an exit costs, and next to nothing else.
+    least_entry: AtomicU64,
+    /// How long all workers had waited for processors when the controller asked last, nanoseconds.
+    workers_waited: AtomicU64,
     /// The worker that watches the TAP device when it sleeps. One is enough, and stays it while it runs guests for a moment: each frame would wake the
     /// others in vain.
     watcher: AtomicUsize,
@@ -231,6 +235,8 @@ impl Network {
             asleep: AtomicBool::new(false),
             waiting_until: AtomicU64::new(0),
             received_at: AtomicU64::new(0),
+            least_entry: AtomicU64::new(u64::MAX),
+            workers_waited: AtomicU64::new(0),
             watcher: AtomicUsize::new(NOBODY),
             throttled: Throttled::new(),
             epoch,
@@ -387,6 +393,21 @@ impl Network {
         if server == Server::Uplink && before != server_code(server) {
             self.wake_uplink();
         }
+    }
+
+    /// Whoever serves has moved frames: see [`RingService::served`].
+    fn served(&self, cell: &Shared, frames: u64, depth: u64) {
+        self.decide(|controller, now| {
+            if controller.is_due(now) {
+                let waited: u64 = cell.workers.iter().map(WorkerShared::waited_for_processor).sum();
+                controller.waited(waited.saturating_sub(self.workers_waited.swap(waited, Ordering::Relaxed)));
+                let least = self.least_entry.load(Ordering::Relaxed);
+                if least < u64::MAX {
+                    controller.exit_costs(least);
+                }
+            }
+            controller.served(now, frames, depth)
+        });
     }
 
     pub(crate) fn wake_uplink(&self) {
@@ -599,7 +620,7 @@ impl Network {
                 spins = 1;
                 burst.add(received, sent);
                 if burst.is_long() {
-                    self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
+                    self.served(cell, burst.frames, burst.depth());
                     burst = Burst::new();
                 }
             } else if self.frame_waits() && burst.last.elapsed() < LOOK {
@@ -612,7 +633,7 @@ impl Network {
             } else {
                 spins = 0;
                 if burst.frames > 0 {
-                    self.decide(|c, now| c.served(now, burst.frames, burst.depth()));
+                    self.served(cell, burst.frames, burst.depth());
                 }
                 self.rest_uplink(cell);
                 burst = Burst::new();
@@ -730,7 +751,18 @@ impl Shared {
         let Some(network) = &self.network else { return };
         let frames = self.serve_guest(guest);
         if frames > 0 && !others_wait && network.server() == Server::Worker {
-            network.decide(|c, now| c.served(now, frames as u64, frames as u64));
+            network.served(self, frames as u64, frames as u64);
+        }
+    }
+
+    /// A guest has left by a hypercall, so long after it was entered.
+    pub(crate) fn note_entry(&self, ran: Duration) {
+        if let Some(network) = &self.network {
+            let ran = nanoseconds(ran);
+            // Read first: the minimum changes a few times in the life of a cell, and others read its line.
+            if ran < network.least_entry.load(Ordering::Relaxed) {
+                network.least_entry.fetch_min(ran, Ordering::Relaxed);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use foraker_machine::Attention;
@@ -12,6 +12,7 @@ use foraker_policy::demand::{Asked, Demand};
 use foraker_policy::wheel::{Key, Wheel};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::contention::Delay;
 use crate::errand::Run;
 use crate::guest::{Guest, VirtualCore};
 
@@ -87,6 +88,8 @@ pub(crate) struct WorkerShared {
     /// What a worker that waits for such a guest can do meanwhile.
     errand: Mutex<Option<Arc<dyn Run>>>,
     event: EventFd,
+    /// Of the worker's thread, where the host keeps such accounts.
+    delay: OnceLock<Delay>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -160,6 +163,7 @@ impl WorkerShared {
             expected: AtomicUsize::new(0),
             errand: Mutex::default(),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            delay: OnceLock::new(),
         })
     }
 
@@ -167,7 +171,15 @@ impl WorkerShared {
     pub(crate) fn adopt(&self) -> std::io::Result<()> {
         self.attention.adopt()?;
         locked(&self.queue).alarm = Some(Alarm::new()?);
+        if let Some(delay) = Delay::of_this_thread() {
+            let _ = self.delay.set(delay);
+        }
         Ok(())
+    }
+
+    /// How long the worker has been ready to run without a processor since it began, nanoseconds.
+    pub(crate) fn waited_for_processor(&self) -> u64 {
+        self.delay.get().map_or(0, Delay::total)
     }
 
     /// Queues a core. If the one that runs is to make room for it, its end of turn is set; only when that is now it is called out.

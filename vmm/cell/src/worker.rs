@@ -32,6 +32,8 @@ pub(crate) struct Worker {
     cell: Arc<Shared>,
     index: usize,
     vigil: Vigil,
+    /// How long the thread had waited for a processor when that was of interest last, nanoseconds.
+    waited: u64,
 }
 
 /// How a core's turn ended.
@@ -55,7 +57,7 @@ impl Worker {
     pub(crate) fn new(cell: Arc<Shared>, index: usize) -> std::io::Result<Worker> {
         cell.workers[index].adopt()?;
         let vigil = Vigil::new(cell.workers[index].event())?;
-        Ok(Worker { cell, index, vigil })
+        Ok(Worker { cell, index, vigil, waited: 0 })
     }
 
     fn mine(&self) -> &WorkerShared {
@@ -153,11 +155,15 @@ impl Worker {
             }
             let _ = guest.entered.set(entered);
             let exit = core.run(self.mine().attention);
-            let stalled = overrun(entered.elapsed(), end);
+            let inside = entered.elapsed();
+            let stalled = overrun(inside, end);
             self.mine().after_exit();
             guest.counters().exits.fetch_add(1, Ordering::Relaxed);
             let after = match exit {
-                Exit::Hypercall => hypercalls::dispatch(&self.cell, guest, index, core),
+                Exit::Hypercall => {
+                    self.cell.note_entry(inside);
+                    hypercalls::dispatch(&self.cell, guest, index, core)
+                }
                 Exit::Doorbell => {
                     self.cell.serve_guest(guest);
                     After::Continue
@@ -171,7 +177,7 @@ impl Worker {
                     if watch.is_some_and(|watch| ran >= watch) {
                         self.cell.hand_watch_over(self.index);
                     }
-                    if limit.is_some_and(|limit| ran >= limit) {
+                    if limit.is_some_and(|limit| ran >= limit) && !self.was_kept_waiting(ran) {
                         self.cell.service_limit_reached();
                     }
                     After::Continue
@@ -212,6 +218,14 @@ impl Worker {
                 After::Ended => return Left::Ended(vcore),
             }
         }
+    }
+
+    /// Whether the thread, which was in a guest for so long, was without a processor for half of that or more. What it waited before counts, too, the first
+    /// time: then the guest is asked again after another such while.
+    fn was_kept_waiting(&mut self, ran: Duration) -> bool {
+        let total = self.mine().waited_for_processor();
+        let waited = total.saturating_sub(std::mem::replace(&mut self.waited, total));
+        waited >= nanoseconds(ran) / 2
     }
 
     /// When the guest must exit at the latest, whoever waits.
@@ -280,7 +294,7 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self) {
-        let Worker { cell, index, vigil } = self;
+        let Worker { cell, index, vigil, .. } = self;
         let mine = &cell.workers[*index];
         let since = Instant::now();
         while mine.expects() && since.elapsed() < EXPECT {
