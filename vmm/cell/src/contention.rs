@@ -29,6 +29,7 @@ fn second(text: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn the_second_number_is_taken() {
@@ -43,16 +44,20 @@ mod tests {
     fn a_thread_that_others_keep_from_its_processor_waits() {
         let Some(delay) = Delay::of_this_thread() else { return };
         let before = delay.total();
-        let busy = std::sync::atomic::AtomicBool::new(true);
+        let busy = AtomicBool::new(true);
         std::thread::scope(|scope| {
             for _ in 0..2 * std::thread::available_parallelism().map_or(1, usize::from) {
-                scope.spawn(|| while busy.load(std::sync::atomic::Ordering::Relaxed) {});
+                scope.spawn(|| {
+                    while busy.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
             }
             let start = std::time::Instant::now();
             while start.elapsed().as_millis() < 200 {
                 std::hint::spin_loop();
             }
-            busy.store(false, std::sync::atomic::Ordering::Relaxed);
+            busy.store(false, Ordering::Relaxed);
         });
         assert!(delay.total() > before);
     }

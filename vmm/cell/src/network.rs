@@ -92,14 +92,14 @@ const WATCH_DUE: Duration = Duration::from_micros(300);
 /// Nobody watches the TAP device.
 const NOBODY: usize = usize::MAX;
 /// How long the TAP device waits, while workers serve, for an exit that looks at it anyway.
-const RECEIVE_DUE: Duration = Duration::from_micros(100);
+const RECEIVE_DUE: Duration = Duration::from_micros(30);
 /// From when on a burst without a rest counts as several.
 const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
-/// Frames of a guest that are sent before somebody looks whether others wait for theirs, and how often: a full ring, four times.
-const EXIT_FRAMES: usize = 64;
-const EXIT_CALLS: usize = 16;
+/// Frames of a guest that are sent before somebody looks whether others wait, and how often: a full ring, four times.
+const EXIT_FRAMES: usize = 16;
+const EXIT_CALLS: usize = 64;
 /// Bytes of a guest that one exit sends: about a millisecond of its worker's time.
 const EXIT_BYTES: usize = 4 << 20;
 /// Bytes that a guest may send in a turn while others wait: a few of the largest frames, so that taking turns costs little.
@@ -451,12 +451,14 @@ impl Network {
         })
     }
 
-    /// Sends what waits in a guest's transmit ring, as much as may hold its worker up; the uplink's thread sends the rest. Returns the frames moved.
-    fn transmit(&self, port: &Arc<Port>) -> usize {
+    /// Sends what waits in a guest's transmit ring, as much as may hold its worker up; if a core waits for this worker, no more than a few frames. The rest is
+    /// the guest's own to send, at its next exit, if it `runs_on` and workers serve; otherwise the uplink's thread does it. Returns the frames moved.
+    fn transmit(&self, port: &Arc<Port>, cell: &Shared, runs_on: bool) -> usize {
         let (mut frames, mut bytes) = (0, 0);
         for _ in 0..EXIT_CALLS {
             let work = NOTICES.with_borrow_mut(|notices| {
-                let work = self.uplink.transmit(port, EXIT_FRAMES, EXIT_BYTES - bytes, self.now(), notices);
+                let most = QUANTUM.min(EXIT_BYTES - bytes);
+                let work = self.uplink.transmit(port, EXIT_FRAMES, most, self.now(), notices);
                 self.act(notices);
                 work
             });
@@ -472,8 +474,13 @@ impl Network {
                 break;
             }
             self.receive_if_due();
+            if cell.somebody_waits_here() {
+                break;
+            }
         }
-        self.throttle(port, self.now());
+        if !runs_on || self.server() == Server::Uplink {
+            self.throttle(port, self.now());
+        }
         frames
     }
 
@@ -711,11 +718,12 @@ impl Shared {
         }
     }
 
-    /// A core has left its worker: what its guest still has to send is sent.
-    pub(crate) fn after_leaving(&self, guest: &Guest) {
+    /// A core has left its worker: what its guest still has to send is sent, if that is not for its next exit to do.
+    pub(crate) fn after_leaving(&self, guest: &Guest, runs_on: bool) {
         if let (Some(network), Some(port)) = (&self.network, &guest.port) {
-            if !guest.has_ended() && port.transmit_pending() {
-                network.transmit(port);
+            let later = runs_on && network.server() == Server::Worker;
+            if !later && !guest.has_ended() && port.transmit_pending() {
+                network.transmit(port, self, runs_on);
             }
             guest.copy_counters();
         }
@@ -723,9 +731,13 @@ impl Shared {
 
     /// Serves a guest's rings now.
     pub(crate) fn serve_guest(&self, guest: &Guest) -> usize {
+        self.serve(guest, true)
+    }
+
+    fn serve(&self, guest: &Guest, runs_on: bool) -> usize {
         let (Some(network), Some(port)) = (&self.network, &guest.port) else { return 0 };
         network.flush(port);
-        let mut frames = network.transmit(port);
+        let mut frames = network.transmit(port, self, runs_on);
         if network.server() == Server::Worker {
             network.waiting_until.store(0, Ordering::SeqCst);
             frames += network.receive();
@@ -735,6 +747,11 @@ impl Shared {
         }
         guest.copy_counters();
         frames
+    }
+
+    /// Whether a core waits for the worker that calls.
+    fn somebody_waits_here(&self) -> bool {
+        self.workers.iter().any(|worker| worker.waiting() > 0 && worker.attention.is_mine())
     }
 
     /// A guest has exited for something else than its rings.
@@ -749,7 +766,7 @@ impl Shared {
     /// While others wait for the processor an exit is nobody's loss: it would come anyway, and says nothing about who should serve.
     pub(crate) fn serve_idle(&self, guest: &Guest, others_wait: bool) {
         let Some(network) = &self.network else { return };
-        let frames = self.serve_guest(guest);
+        let frames = self.serve(guest, false);
         if frames > 0 && !others_wait && network.server() == Server::Worker {
             network.served(self, frames as u64, frames as u64);
         }

@@ -88,7 +88,7 @@ impl Worker {
         guest.schedule().running.fetch_or(1 << index, Ordering::Relaxed);
         let left = self.turn(vcore, &guest, slot, started);
         guest.schedule().running.fetch_and(!(1 << index), Ordering::Relaxed);
-        self.cell.after_leaving(&guest);
+        self.cell.after_leaving(&guest, matches!(left, Left::Again(_)));
         self.mine().end_turn();
         let rests = |state| *slot.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
         match left {
