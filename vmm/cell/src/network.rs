@@ -100,6 +100,8 @@ const BUDGET: usize = 256;
 /// Frames of a guest that are sent before somebody looks whether others wait, and how often: a full ring, four times.
 const EXIT_FRAMES: usize = 16;
 const EXIT_CALLS: usize = 64;
+/// How often it is done for a guest that is about to rest, whoever waits: what is left then takes another thread's time.
+const LAST_CALLS: usize = 4;
 /// Bytes of a guest that one exit sends: about a millisecond of its worker's time.
 const EXIT_BYTES: usize = 4 << 20;
 /// Bytes that a guest may send in a turn while others wait: a few of the largest frames, so that taking turns costs little.
@@ -455,7 +457,8 @@ impl Network {
     /// the guest's own to send, at its next exit, if it `runs_on` and workers serve; otherwise the uplink's thread does it. Returns the frames moved.
     fn transmit(&self, port: &Arc<Port>, cell: &Shared, runs_on: bool) -> usize {
         let (mut frames, mut bytes) = (0, 0);
-        for _ in 0..EXIT_CALLS {
+        let undisturbed = if runs_on { 1 } else { LAST_CALLS };
+        for call in 1..=EXIT_CALLS {
             let work = NOTICES.with_borrow_mut(|notices| {
                 let most = QUANTUM.min(EXIT_BYTES - bytes);
                 let work = self.uplink.transmit(port, EXIT_FRAMES, most, self.now(), notices);
@@ -474,7 +477,7 @@ impl Network {
                 break;
             }
             self.receive_if_due();
-            if cell.somebody_waits_here() {
+            if call >= undisturbed && cell.somebody_waits_here() {
                 break;
             }
         }
