@@ -5,7 +5,7 @@ const SLICE_NS: u64 = 100_000;
 
 /// Has the calling thread run soon after it wakes, in front of those that compute: the scheduler (EEVDF, from Linux 6.12 on) lets whoever asks for
 /// shorter slices go first, for no more time in all. Older kernels take no notice.
-pub(crate) fn run_soon() {
+pub fn run_soon() {
     // SAFETY: a call with numbers; of the calling thread it cannot fail.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     let attributes = libc::sched_attr {
