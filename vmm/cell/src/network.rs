@@ -5,6 +5,8 @@
 //! idle. A guest never needs to know which: `used.flags` of its transmit ring says whether a doorbell is needed, and `look_ns` whether looking is
 //! welcome. While the uplink's thread is awake no doorbell is needed; before it sleeps it asks for one and looks once more.
 
+mod uplink;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -18,21 +20,19 @@ use foraker_abi::net::{FEATURE_CSUM, FEATURE_TSO, MAX_FRAME};
 use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
 use foraker_net::{
-    AddError, DeficitRoundRobin, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap,
-    Port, PortConfig, RingState, Served, Switch, Tap, TapError, Uplink,
+    AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
+    RingState, Served, Switch, Tap, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::addresses::{Addresses, Unavailable};
-use crate::affinity::Apart;
 use crate::cell::Shared;
 use crate::guest::Guest;
 use crate::queue::{WorkerShared, nanoseconds};
 use crate::spec::{NetworkConfig, NetworkSpec};
 use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
-use crate::vigil::timespec;
 
 /// Who serves the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,8 +82,6 @@ pub enum NetworkError {
 
 /// How long a guest may look at its rings before it idles, while the uplink serves.
 const LOOK: Duration = Duration::from_micros(200);
-/// How long the uplink's thread looks before it sleeps.
-const UPLINK_LOOK: Duration = Duration::from_micros(20);
 /// How long a guest may run without an exit before the uplink takes over. A server that takes some hundred new connections at once needs
 /// a millisecond or two.
 const SERVICE_LIMIT: Duration = Duration::from_millis(4);
@@ -93,8 +91,6 @@ const WATCH_DUE: Duration = Duration::from_micros(300);
 const NOBODY: usize = usize::MAX;
 /// How long the TAP device waits, while workers serve, for an exit that looks at it anyway.
 const RECEIVE_DUE: Duration = Duration::from_micros(30);
-/// From when on a burst without a rest counts as several.
-const LONG_BURST: Duration = Duration::from_millis(1);
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
 /// Frames of a guest that are sent before somebody looks whether others wait, and how often: a full ring, four times.
@@ -106,17 +102,12 @@ const LAST_CALLS: usize = 4;
 const EXIT_BYTES: usize = 4 << 20;
 /// Bytes that a guest may send in a turn while others wait: a few of the largest frames, so that taking turns costs little.
 const QUANTUM: usize = 256 << 10;
-/// Looks at the rings for one at the TAP device while the uplink's thread waits for answers.
-const RING_LOOKS: u32 = 64;
 /// Most calls for one guest in a row.
 const CALLS: usize = 4;
 
 thread_local! {
     static NOTICES: RefCell<Notices> = RefCell::new(Notices::new());
 }
-
-/// Guests that have something to send, in the uplink's thread.
-type Turns = DeficitRoundRobin<Arc<Port>>;
 
 /// The network of a cell.
 #[derive(Debug)]
@@ -154,48 +145,10 @@ pub(crate) struct Network {
     epoch: Instant,
 }
 
-/// Ports of the guests that run now. Not the guests themselves: whoever sleeps with these keeps nobody's memory, as a port lets go of it when its
-/// guest ends.
-fn running_ports(cell: &Shared) -> impl Iterator<Item = Arc<Port>> {
-    cell.workers.iter().filter_map(|worker| worker.running()?.port.clone())
-}
-
 fn server_code(server: Server) -> u8 {
     match server {
         Server::Worker => 0,
         Server::Uplink => 1,
-    }
-}
-
-/// What the uplink's thread moved between two rests.
-struct Burst {
-    frames: u64,
-    /// Most frames that one pass received.
-    largest: u64,
-    first: Instant,
-    last: Instant,
-}
-
-impl Burst {
-    fn new() -> Burst {
-        let now = Instant::now();
-        Burst { frames: 0, largest: 0, first: now, last: now }
-    }
-
-    fn add(&mut self, received: usize, sent: usize) {
-        self.frames += (received + sent) as u64;
-        self.largest = self.largest.max(received as u64);
-        self.last = Instant::now();
-    }
-
-    /// How many frames there were at once: all of them in a short burst, while a long one may be many small ones in a row.
-    fn depth(&self) -> u64 {
-        if self.is_long() { 2 * self.largest } else { self.frames }
-    }
-
-    /// Without a rest for so long that what was seen is reported.
-    fn is_long(&self) -> bool {
-        self.last - self.first > LONG_BURST
     }
 }
 
@@ -397,8 +350,8 @@ impl Network {
         }
     }
 
-    /// Whoever serves has moved frames: see [`RingService::served`].
-    fn served(&self, cell: &Shared, frames: u64, depth: u64) {
+    /// The same; at the end of a window the controller hears first how the workers fared in it, and what an exit costs.
+    fn decide_for(&self, cell: &Shared, decide: impl FnOnce(&mut RingService, u64) -> Server) {
         self.decide(|controller, now| {
             if controller.is_due(now) {
                 let waited: u64 = cell.workers.iter().map(WorkerShared::waited_for_processor).sum();
@@ -408,7 +361,7 @@ impl Network {
                     controller.exit_costs(least);
                 }
             }
-            controller.served(now, frames, depth)
+            decide(controller, now)
         });
     }
 
@@ -497,31 +450,6 @@ impl Network {
         }
     }
 
-    /// Has those send who stand in line, and those whose limits have held them up long enough: each a quantum, in its turn. Returns the frames moved.
-    fn serve_turns(&self, turns: &mut Turns) -> usize {
-        while self.throttled.next().is_some_and(|at| at <= self.now())
-            && let Some(port) = self.throttled.pop(self.now())
-        {
-            turns.join(port.id(), port);
-        }
-        NOTICES.with_borrow_mut(|notices| {
-            let mut frames = 0;
-            for _ in 0..turns.len() {
-                let Some(turn) = turns.begin() else { break };
-                // While nobody else waits, a long turn is at nobody's cost.
-                let bytes = if turns.is_empty() { EXIT_BYTES } else { turn.credit() };
-                let work = self.uplink.transmit(turn.sender(), BUDGET, bytes, self.now(), notices);
-                frames += work.frames;
-                self.act(notices);
-                if let Served::Throttled { until_ns } = work.served {
-                    self.throttle(turn.sender(), until_ns);
-                }
-                turns.finish(turn, work.bytes, work.served == Served::More);
-            }
-            frames
-        })
-    }
-
     /// What a guest sends above its limits, or above what its exits may send, waits in its ring. Its own exits do not help it on: the uplink's thread sleeps until then.
     fn throttle(&self, port: &Arc<Port>, until: u64) {
         if self.throttled.insert(port, until) {
@@ -572,122 +500,6 @@ impl Network {
             if let Some(guest) = find(&port) {
                 guest.ring_fault(fault.to_string());
             }
-        }
-    }
-
-    /// The uplink's thread.
-    pub(crate) fn serve_uplink(cell: &Shared) {
-        let Some(network) = &cell.network else { return };
-        crate::urgency::run_soon();
-        let mut turns = Turns::new(QUANTUM, MAX_FRAME);
-        while !cell.is_stopping() {
-            if network.server() == Server::Worker {
-                // Workers serve; what they cannot do is to send later what is above a limit now, while they run something else.
-                let waiting = network.throttled.next().map(|at| network.left_until(at));
-                let timeout = if turns.is_empty() { waiting } else { Some(Duration::ZERO) };
-                wait(&mut [poll_for(network.wake.as_raw_fd())], timeout);
-                let _ = network.wake.read();
-                network.serve_turns(&mut turns);
-            } else {
-                network.serve_while_wanted(cell, &mut turns);
-            }
-        }
-    }
-
-    fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns) {
-        let mut running: Vec<Arc<Port>> = Vec::new();
-        // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
-        let mut owed = 0usize;
-        let mut burst = Burst::new();
-        let mut passes = 0u32;
-        // Passes in a row without a frame.
-        let mut spins = 0u32;
-        let mut apart: Option<Apart> = None;
-        while self.server() == Server::Uplink && !cell.is_stopping() {
-            // Which guests run changes seldom; a guest that leaves its worker is served there.
-            if passes.is_multiple_of(16) {
-                running.clear();
-                running.extend(running_ports(cell));
-                if apart.is_none()
-                    && let Some(w) = cell.workers.iter().find(|w| w.attention.in_guest())
-                {
-                    apart = Apart::from(w.attention.thread(), w.attention.processor());
-                }
-            }
-            passes = passes.wrapping_add(1);
-            // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
-            // waits for its guest's ring is tried again at each of these looks.
-            let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
-            for port in &running {
-                self.flush(port);
-                if self.has_work(port) {
-                    turns.join(port.id(), Arc::clone(port));
-                }
-            }
-            let sent = self.serve_turns(turns);
-            owed = (owed + received).saturating_sub(sent);
-            if received + sent > 0 {
-                spins = 1;
-                burst.add(received, sent);
-                if burst.is_long() {
-                    self.served(cell, burst.frames, burst.depth());
-                    burst = Burst::new();
-                }
-            } else if self.frame_waits() && burst.last.elapsed() < LOOK {
-                // The guest is at work on a full ring, and whoever sends may be waiting for this processor.
-                spins = 0;
-                std::thread::yield_now();
-            } else if owed > 0 && burst.last.elapsed() < UPLINK_LOOK {
-                spins += 1;
-                std::hint::spin_loop();
-            } else {
-                spins = 0;
-                if burst.frames > 0 {
-                    self.served(cell, burst.frames, burst.depth());
-                }
-                self.rest_uplink(cell);
-                burst = Burst::new();
-                owed = 0;
-                passes = 0;
-            }
-        }
-        // Workers serve from here on: those that sleep wake up to watch the TAP device, and guests that look in vain are called out.
-        self.try_again();
-        for w in &cell.workers {
-            w.wake();
-            if let Some(guest) = w.running() {
-                guest.schedule().look_ns.store(0, Ordering::Relaxed);
-                w.attention.call();
-            }
-        }
-    }
-
-    /// Asks for doorbells, looks once more, and sleeps.
-    fn rest_uplink(&self, cell: &Shared) {
-        self.asleep.store(true, Ordering::SeqCst);
-        let ports: Vec<_> = running_ports(cell).collect();
-        let mut pending = false;
-        for port in &ports {
-            pending |= port.set_looking(false) && !self.throttled.contains(port);
-        }
-        if !pending && self.server() == Server::Uplink && !cell.is_stopping() {
-            let until = self.waiting_until.load(Ordering::SeqCst);
-            let tap = if until > 0 { -1 } else { self.uplink.link().as_raw_fd() };
-            let timeout = (until > 0).then_some(until).into_iter().chain(self.throttled.next()).min();
-            let timeout = timeout.map(|at| self.left_until(at));
-            let mut polls =
-                [poll_for(tap), poll_for(self.doorbell.as_raw_fd()), poll_for(self.wake.as_raw_fd())];
-            wait(&mut polls, timeout);
-            if polls[1].revents != 0 {
-                let _ = self.doorbell.read();
-            }
-            if polls[2].revents != 0 {
-                let _ = self.wake.read();
-            }
-        }
-        self.asleep.store(false, Ordering::SeqCst);
-        for port in &ports {
-            port.set_looking(true);
         }
     }
 
@@ -771,7 +583,7 @@ impl Shared {
         let Some(network) = &self.network else { return };
         let frames = self.serve(guest, false);
         if frames > 0 && !others_wait && network.server() == Server::Worker {
-            network.served(self, frames as u64, frames as u64);
+            network.decide_for(self, |c, now| c.served(now, frames as u64, frames as u64));
         }
     }
 
@@ -804,7 +616,7 @@ impl Shared {
         let Some(network) = &self.network else { return (None, None) };
         let others_sleep = self.workers.iter().enumerate().all(|(i, w)| i == index || w.is_sleeping());
         if others_sleep && network.server() == Server::Uplink {
-            network.decide(|c, now| c.all_rest(now));
+            network.decide_for(self, |c, now| c.all_rest(now));
             if network.server() == Server::Worker {
                 // Whoever watched before may sleep without: this was not a worker's to do.
                 network.watcher.store(index, Ordering::SeqCst);
@@ -846,18 +658,4 @@ impl Shared {
             network.receive();
         }
     }
-}
-
-/// An entry for `poll` that waits for input; a negative descriptor is ignored.
-fn poll_for(fd: i32) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
-}
-
-/// Waits for one of several descriptors, at most `timeout` if there is one.
-fn wait(polls: &mut [libc::pollfd], timeout: Option<Duration>) {
-    let spec = timeout.map(timespec);
-    let spec = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let count = polls.len() as libc::nfds_t;
-    // SAFETY: the slice and the time are valid for the call; an interrupted wait is a wait that ended.
-    unsafe { libc::ppoll(polls.as_mut_ptr(), count, spec, std::ptr::null()) };
 }
