@@ -1,4 +1,4 @@
-//! Frames from the host that wait for a guest's buffers, in memory of the VMM's: others need not wait behind them.
+//! Frames that wait for a guest's buffers, in memory of the VMM's: others need not wait behind them.
 //!
 //! A burst finds a guest that rests with few buffers, or one that waits for its turn on a processor. Dropped, a first segment of TCP comes again after a
 //! second; and a guest that was woken gives more buffers within microseconds of running. What waits is bounded for each guest and for all of a cell.
@@ -29,6 +29,14 @@ pub(crate) struct Backlog {
 impl Backlog {
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
+    }
+
+    /// Whether one more frame from inside the cell may wait: only while at most a quarter of each bound is in use, so that they keep nothing out that comes
+    /// from the host.
+    pub(crate) fn has_room_for_neighbours(&self, length: usize, room: &Room) -> bool {
+        self.frames.len() < FRAMES / 4
+            && self.bytes + length <= BYTES / 4
+            && room.0.load(Ordering::Relaxed) + length <= ALL / 4
     }
 
     /// Keeps a frame, if there is room.
@@ -103,6 +111,12 @@ mod tests {
         all.clear();
         assert_eq!(room.0.load(Ordering::Relaxed), 0);
         let mut small = Backlog::default();
+        let may = |backlog: &Backlog, length| backlog.has_room_for_neighbours(length, &room);
+        assert!(may(&small, BYTES / 4) && !may(&small, BYTES / 4 + 1));
+        room.0.store(ALL / 4, Ordering::Relaxed);
+        assert!(!may(&small, 1));
+        room.0.store(0, Ordering::Relaxed);
         assert_eq!((0..1000).filter(|_| small.push(&[0; 64], &room)).count(), FRAMES);
+        assert!(!may(&small, 1));
     }
 }

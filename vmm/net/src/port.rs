@@ -384,7 +384,7 @@ impl<'a> Batch<'a> {
         true
     }
 
-    /// Has a frame from the host, for which there are no buffers, wait for some. It is dropped if too many wait already.
+    /// Has a frame, for which there are no buffers, wait for some. It is dropped if too many wait already.
     pub(crate) fn keep(&mut self, frame: &[u8], room: &Room, now_ns: u64) -> Outcome {
         let kept = self.half.as_mut().is_some_and(|half| half.backlog.push(frame, room));
         if !kept {
@@ -437,11 +437,28 @@ impl<'a> Batch<'a> {
         Outcome::Delivered
     }
 
-    /// Delivers a frame from inside the cell, if the guest has more buffers than are kept for what comes from the host.
-    pub(crate) fn deliver_from_neighbour(&mut self, frame: Parts<'_>, now_ns: u64) {
-        let room = self.half.as_mut().is_none_or(|half| half.queue.has_room_for_neighbours());
-        let outcome = if room { self.deliver(frame, now_ns) } else { Outcome::Full };
+    /// Delivers a frame from inside the cell, if the guest has more buffers than are kept for what comes from the host. For one that has given few buffers so
+    /// far, because it rests, frames wait as those from the host do, but not as many.
+    pub(crate) fn deliver_from_neighbour(&mut self, frame: Parts<'_>, room: &Room, now_ns: u64) {
+        let few = self.half.as_mut().is_some_and(|half| half.queue.has_given_few());
+        let may = if few {
+            self.half.as_ref().is_some_and(|half| half.backlog.is_empty()) || self.flush(now_ns)
+        } else {
+            self.half.as_mut().is_none_or(|half| half.queue.has_room_for_neighbours())
+        };
+        let outcome = if may { self.deliver(frame, now_ns) } else { Outcome::Full };
         if outcome == Outcome::Full {
+            if few
+                && self
+                    .half
+                    .as_ref()
+                    .is_some_and(|half| half.backlog.has_room_for_neighbours(frame.total(), room))
+            {
+                let mut copy = vec![0; frame.total()];
+                frame.copy_to(&mut copy);
+                let _ = self.keep(&copy, room, now_ns);
+                return;
+            }
             let _ = self.drop_frame(DropReason::RingFull);
         }
         if self.starved || outcome == Outcome::Delivered {

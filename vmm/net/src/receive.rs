@@ -16,6 +16,9 @@ const NUM_BUFFERS: usize = HEADER_SIZE - 2;
 pub(crate) const FRONT: usize = 140;
 const _: () = assert!(FRONT < MIN_RX_BUFFER as usize);
 
+/// Fewer buffers than this are few: what the largest frame fills where they have 2 KiB.
+const FEW: u16 = 33;
+
 /// Most buffers that a frame is scattered over.
 const MAX_SLOTS: usize = 64;
 
@@ -150,6 +153,13 @@ impl ReceiveQueue {
         let Ok(waiting) = self.queue.refresh() else { return true };
         self.most = self.most.max(waiting);
         waiting > self.most / 4
+    }
+
+    /// Whether the guest has never given as many buffers at a time as the largest frame may need: it rests with few, and gives more when it is told.
+    pub(crate) fn has_given_few(&mut self) -> bool {
+        let Ok(waiting) = self.queue.refresh() else { return false };
+        self.most = self.most.max(waiting);
+        self.most < FEW
     }
 
     /// Lists the next buffers, enough for a frame of any size. False if there are not enough, or too many are needed.

@@ -490,11 +490,11 @@ impl<L: Link> Uplink<L> {
                 Ok(Way::Uplink)
             }
             Route::Port(to) => {
-                deliver(&to, outgoing.parts(&half.queue), now_ns, notices);
+                deliver(&to, outgoing.parts(&half.queue), &self.room, now_ns, notices);
                 Ok(Way::Inside)
             }
             Route::Reply(reply) => {
-                deliver(port, Whole::new(reply.bytes()).parts(), now_ns, notices);
+                deliver(port, Whole::new(reply.bytes()).parts(), &self.room, now_ns, notices);
                 Ok(Way::Inside)
             }
             Route::Drop(reason) => Err(reason),
@@ -545,9 +545,9 @@ fn count(n: usize) -> u64 {
 }
 
 /// Delivers one frame from inside the cell.
-fn deliver(to: &Arc<Port>, frame: Parts<'_>, now_ns: u64, notices: &mut Notices) {
+fn deliver(to: &Arc<Port>, frame: Parts<'_>, room: &Room, now_ns: u64, notices: &mut Notices) {
     let mut batch = Batch::begin(to);
-    batch.deliver_from_neighbour(frame, now_ns);
+    batch.deliver_from_neighbour(frame, room, now_ns);
     batch.finish(notices);
 }
 

@@ -398,6 +398,38 @@ fn a_neighbours_flood_leaves_room_for_the_host() {
 }
 
 #[test]
+fn what_a_neighbour_sends_waits_for_a_guest_that_rests() {
+    let mut cell = Cell::new(&[Limits::default(); 2]);
+    let (resting, sender) = (0, 1);
+    cell.guests[resting].give(4, 2048);
+    let to = (cell.guests[resting].mac, cell.guests[resting].ipv4);
+    let frame = cell.guests[sender].udp(to, (1, 2), &[7; 64]);
+    for _ in 0..100 {
+        cell.guests[sender].send(Header::default(), &frame, &[]);
+    }
+    assert_eq!(cell.transmit(sender, 0), (100, Served::Drained));
+    // Four are in its buffers, a quarter of what may wait does, and the rest is lost.
+    let (rx, lost) = (cell.ports[resting].counters().rx.frames(), 100 - 4 - 64);
+    assert_eq!((rx, cell.ports[resting].counters().rx.drops.get(DropReason::RingFull)), (4, lost));
+    assert!(cell.ports[resting].is_waited_for());
+    assert!(raised(&mut cell.notices).contains(&(2, interrupt::NET_RX)));
+    // The host's frames come behind those, and none of them is lost.
+    let sent: Vec<_> = (0..40).map(|i| cell.host_sends(resting, &[i; 100])).collect();
+    assert_eq!(cell.receive(0), Served::Drained);
+    let mut got = Vec::new();
+    for _ in 0..100 {
+        while let Some((_, frame)) = cell.guests[resting].receive() {
+            got.push(frame);
+            cell.guests[resting].give_back(1);
+        }
+        cell.uplink.flush(&cell.ports[resting], 0, &mut cell.notices);
+    }
+    assert_eq!(got.len(), 68 + 40);
+    assert_eq!(got[68..], sent);
+    assert!(!cell.ports[resting].is_waited_for());
+}
+
+#[test]
 fn limits_drop_or_hold_back() {
     let packets = Limits { tx_packets: Some(100), ..Limits::default() };
     let mut cell = Cell::new(&[
