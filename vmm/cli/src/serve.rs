@@ -121,7 +121,7 @@ pub(crate) fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
 /// Has guests run.
 pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     if run.guest.network.is_some() {
-        bail!("guests of the supervisor share one network: keep networks apart with `vmm launch --network`");
+        bail!("the network of a supervisor's guest is that of its owner: say --owner instead of --network");
     }
     let mut spec = launch::spec(&run.guest, false, &mut HashMap::new())?;
     let image = std::path::absolute(run.guest.image()).context("cannot find the image")?;
