@@ -121,7 +121,9 @@ pub(crate) fn ask(path: &Path, request: &Request) -> anyhow::Result<Reply> {
 /// Has guests run.
 pub(crate) fn run_guests(run: &Run) -> anyhow::Result<u8> {
     if run.guest.network.is_some() {
-        bail!("the network of a supervisor's guest is that of its owner: say --owner instead of --network");
+        bail!(
+            "the network of a supervisor's guest is its owner's: say --owner instead, or use `vmm launch --network`"
+        );
     }
     let mut spec = launch::spec(&run.guest, false, &mut HashMap::new())?;
     let image = std::path::absolute(run.guest.image()).context("cannot find the image")?;
