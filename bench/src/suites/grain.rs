@@ -13,7 +13,7 @@ use super::Session;
 use crate::echo;
 use crate::figure::Figure;
 use crate::plot::{Form, Plot, Scale};
-use crate::processor::KernelThreads;
+use crate::process;
 use crate::stats::Samples;
 
 /// Between echoes.
@@ -23,11 +23,9 @@ const WARM_UP: Duration = Duration::from_millis(250);
 /// A TCP port of the interactive guest, to see that it is there.
 const ALIVE: u16 = crate::bulk::SINK_PORT;
 
-/// What a run measured: round trips of echoes, milliseconds, and those during which no thread of the host's kernel kept a processor; what the batch guests got
-/// done, rounds per second.
+/// What a run measured: round trips of echoes, milliseconds; what the batch guests got done, rounds per second.
 struct Outcome {
     trips: Samples,
-    calm: Samples,
     batch: f64,
 }
 
@@ -38,7 +36,7 @@ struct Outcome {
 pub fn run(session: &mut Session) -> Result<()> {
     let (mut auto, mut coarse) =
         ((Samples::default(), Samples::default()), (Samples::default(), Samples::default()));
-    let (mut batch, mut alone, mut calm) = (Samples::default(), Samples::default(), Samples::default());
+    let (mut batch, mut alone) = (Samples::default(), Samples::default());
     for _ in 0..session.runs {
         for (grain, (median, p99)) in [("auto", &mut auto), ("coarse", &mut coarse)] {
             let outcome = mixed(session, grain, true, workers())?;
@@ -46,14 +44,12 @@ pub fn run(session: &mut Session) -> Result<()> {
             p99.push(outcome.trips.quantile(0.99).context("no echo came back")?);
             if grain == "auto" {
                 batch.push(outcome.batch);
-                calm.push(outcome.calm.quantile(0.99).context("no echo came back undisturbed")?);
             }
         }
         alone.push(mixed(session, "auto", false, workers())?.batch);
     }
     let report = session.report;
     report(&Figure::against("A2", "wake_p99", "ms", &auto.1, "one coarse quantum", &coarse.1)?)?;
-    report(&Figure::absolute("A2", "wake_p99_calm", "ms", &calm)?)?;
     report(&Figure::against("A2", "wake_median", "ms", &auto.0, "one coarse quantum", &coarse.0)?)?;
     report(&Figure::against("A2", "batch", "1/s", &batch, "batch guests alone", &alone)?)?;
     session.plot("A2", || Plot {
@@ -120,12 +116,12 @@ fn with_options(
     }
     let running = artifacts.serve_as_given(&mut session.subnets, &guests, ALIVE)?;
     let duration = session.duration() * 2;
-    let (mut trips, mut calm) = Default::default();
+    let mut trips = Samples::default();
     if echoes {
         let client = echo::Client::connect(running.address)?;
-        // In a thread of its own, as whatever is started later would inherit what it asks for.
+        // In a thread of its own, as whatever is started later would inherit its class.
         let asked = thread::scope(|scope| scope.spawn(|| ask(client, duration)).join());
-        (trips, calm) = asked.map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        trips = asked.map_err(|_| anyhow::anyhow!("the client panicked"))??;
     } else {
         thread::sleep(duration);
     }
@@ -136,17 +132,13 @@ fn with_options(
         .filter_map(|line| line.split_once("rounds_per_second ")?.1.trim().parse::<f64>().ok());
     let done: Vec<f64> = done.collect();
     ensure!(done.len() == batch, "not every batch guest said what it did:\n{console}");
-    Ok(Outcome { trips, calm, batch: done.iter().sum() })
+    Ok(Outcome { trips, batch: done.iter().sum() })
 }
 
 /// Asks for echoes at a steady rate for so long. Returns the round trips, milliseconds.
-///
-/// The client shares the processors with the batch guests. It asks the host's scheduler to run soon, as the uplink's thread does: what is to be measured is
-/// when the guest wakes up, not when the client does.
-fn ask(mut client: echo::Client, duration: Duration) -> Result<(Samples, Samples)> {
-    foraker_cell::run_soon();
-    let (mut trips, mut calm_trips) = (Samples::default(), Samples::default());
-    let kernel = KernelThreads::find()?;
+fn ask(mut client: echo::Client, duration: Duration) -> Result<Samples> {
+    process::as_from_elsewhere()?;
+    let mut trips = Samples::default();
     let start = Instant::now();
     for n in 0.. {
         let due = start + PERIOD * n;
@@ -156,17 +148,10 @@ fn ask(mut client: echo::Client, duration: Duration) -> Result<(Samples, Samples
         if asked - start >= duration {
             break;
         }
-        let (trip, calm) = kernel.calm_during(|| {
-            let asked = Instant::now();
-            client.echo()?;
-            Ok(asked.elapsed().as_secs_f64() * 1e3)
-        })?;
+        client.echo()?;
         if asked - start >= WARM_UP {
-            trips.push(trip);
-            if calm {
-                calm_trips.push(trip);
-            }
+            trips.push(asked.elapsed().as_secs_f64() * 1e3);
         }
     }
-    Ok((trips, calm_trips))
+    Ok(trips)
 }

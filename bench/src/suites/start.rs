@@ -7,9 +7,6 @@
 //! `warm_reply` is the answer of a guest that has lost its machine to others while it rested, on a new connection; beside it, the same where all have
 //! machines.
 //!
-//! A 99th percentile is where the host's own disturbances begin. `p99_calm` is that of the starts during which no thread of the host's kernel computed for
-//! long.
-//!
 //! Those from the image have a variable of their own in their environment, so that no template suits them; each is captured when it is
 //! ready, as any first one of its kind is.
 
@@ -26,7 +23,6 @@ use crate::fetch::fetch;
 use crate::figure::Figure;
 use crate::guest::Artifacts;
 use crate::plot::{Form, Plot, Scale};
-use crate::processor::KernelThreads;
 use crate::stats::Samples;
 use crate::supervisor::Supervisor;
 
@@ -48,8 +44,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Times {
     instruction: Samples,
     reply: Samples,
-    /// The same of those starts during which no thread of the host's kernel kept a processor.
-    calm: (Samples, Samples),
 }
 
 /// Measures everything of this ID.
@@ -63,32 +57,26 @@ pub fn run(session: &mut Session) -> Result<()> {
     let mut number = 0;
     let supervisor = Supervisor::start(&artifacts.vmm, 1)?;
     let mut control = supervisor.control()?;
-    let kernel = KernelThreads::find()?;
     for turn in 0..WARM_UP + STARTS * session.runs {
         number += 1;
         let mut other = order.clone();
         other.environment.push(format!("NUMBER={number}"));
         for (order, times) in [(&order, &mut template), (&other, &mut image)] {
-            let ((instruction, reply), calm) = kernel.calm_during(|| start(&mut control, order))?;
+            let (instruction, reply) = start(&mut control, order)?;
             if turn >= WARM_UP {
                 times.instruction.push(instruction);
                 times.reply.push(reply);
-                if calm {
-                    times.calm.0.push(instruction);
-                    times.calm.1.push(reply);
-                }
             }
         }
     }
     drop(supervisor);
     let mut bars = Vec::new();
-    for (what, of, from, calm) in [
-        ("first_instruction", &template.instruction, &image.instruction, &template.calm.0),
-        ("first_reply", &template.reply, &image.reply, &template.calm.1),
+    for (what, of, from) in [
+        ("first_instruction", &template.instruction, &image.instruction),
+        ("first_reply", &template.reply, &image.reply),
     ] {
         (session.report)(&Figure::against("start", what, "ms", of, "from the image", from)?)?;
         (session.report)(&Figure::tail("start", format!("{what}/p99"), "ms", of)?)?;
-        (session.report)(&Figure::tail("start", format!("{what}/p99_calm"), "ms", calm)?)?;
         bars.push((of, from));
     }
     let (warm, resident) = (replies(session, MACHINES)?, replies(session, GUESTS)?);

@@ -53,4 +53,3 @@ pub use image::LoadedImage;
 pub use network::Service;
 pub use report::{Cause, CounterValues, End, Fault};
 pub use spec::{Config, GuestSpec, NetworkConfig, NetworkSpec};
-pub use urgency::run_soon;

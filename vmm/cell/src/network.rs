@@ -91,6 +91,8 @@ const WATCH_DUE: Duration = Duration::from_micros(300);
 const NOBODY: usize = usize::MAX;
 /// How long the TAP device waits, while workers serve, for an exit that looks at it anyway.
 const RECEIVE_DUE: Duration = Duration::from_micros(30);
+/// How long a TAP device that failed is left alone, nanoseconds.
+const DEVICE_DUE_NS: u64 = 10_000_000;
 /// Most frames that one call moves.
 const BUDGET: usize = 256;
 /// Frames of a guest that are sent before somebody looks whether others wait, and how often: a full ring, four times.
@@ -129,8 +131,8 @@ pub(crate) struct Network {
     wake: EventFd,
     /// The uplink's thread sleeps, or is about to.
     asleep: AtomicBool,
-    /// Until when frames wait for a guest's ring instead of being read; 0 for not at all.
-    waiting_until: AtomicU64,
+    /// Until when the TAP device, which failed, is not looked at; 0 for a sound one.
+    failed_until: AtomicU64,
     /// When somebody looked at the TAP device last.
     received_at: AtomicU64,
     /// The least time from an entry to the hypercall that ended it, nanoseconds: what an exit costs, and next to nothing else.
@@ -188,7 +190,7 @@ impl Network {
             doorbell: event()?,
             wake: event()?,
             asleep: AtomicBool::new(false),
-            waiting_until: AtomicU64::new(0),
+            failed_until: AtomicU64::new(0),
             received_at: AtomicU64::new(0),
             least_entry: AtomicU64::new(u64::MAX),
             workers_waited: AtomicU64::new(0),
@@ -383,11 +385,6 @@ impl Network {
                 match self.uplink.receive(self.budget(), self.now(), notices) {
                     Ok(work) => {
                         frames += work.frames;
-                        let until =
-                            if let Served::Waiting { until_ns, .. } = work.served { until_ns } else { 0 };
-                        if work.served != Served::Busy {
-                            self.waiting_until.store(until, Ordering::SeqCst);
-                        }
                         self.act(notices);
                         if work.served != Served::More {
                             break;
@@ -396,7 +393,7 @@ impl Network {
                     Err(e) => {
                         // The device is gone or down, and will be at the next call too: look again in a while.
                         log::debug!("cannot read from the TAP device: {e}");
-                        self.waiting_until.store(self.now() + 10_000_000, Ordering::SeqCst);
+                        self.failed_until.store(self.now() + DEVICE_DUE_NS, Ordering::Relaxed);
                         self.act(notices);
                         break;
                     }
@@ -445,7 +442,6 @@ impl Network {
     fn receive_if_due(&self) {
         let age = self.now().saturating_sub(self.received_at.load(Ordering::Relaxed));
         if self.server() == Server::Worker && u128::from(age) >= RECEIVE_DUE.as_nanos() {
-            self.waiting_until.store(0, Ordering::SeqCst);
             self.receive();
         }
     }
@@ -503,16 +499,9 @@ impl Network {
         }
     }
 
-    /// Whether a frame waits for a guest's ring.
-    fn frame_waits(&self) -> bool {
-        self.waiting_until.load(Ordering::SeqCst) != 0
-    }
-
-    /// A frame that waits for a guest's ring is tried again by whoever looks next, and need not wait any longer: there may be room now.
-    fn try_again(&self) {
-        let due = |until: u64| (until > 0).then_some(1);
-        // Not changed if none waits.
-        let _ = self.waiting_until.fetch_update(Ordering::SeqCst, Ordering::SeqCst, due);
+    /// How long the TAP device, which failed, is not to be looked at.
+    fn device_rests(&self) -> Option<Duration> {
+        Some(self.left_until(self.failed_until.load(Ordering::Relaxed))).filter(|left| !left.is_zero())
     }
 }
 
@@ -554,11 +543,7 @@ impl Shared {
         network.flush(port);
         let mut frames = network.transmit(port, self, runs_on);
         if network.server() == Server::Worker {
-            network.waiting_until.store(0, Ordering::SeqCst);
             frames += network.receive();
-        } else if network.frame_waits() {
-            // Perhaps for this guest's ring, which has room now. That one waits stays noted until it is tried again, by whoever serves then.
-            network.wake_uplink();
         }
         guest.copy_counters();
         frames
@@ -620,18 +605,15 @@ impl Shared {
             if network.server() == Server::Worker {
                 // Whoever watched before may sleep without: this was not a worker's to do.
                 network.watcher.store(index, Ordering::SeqCst);
-                network.try_again();
             }
         }
         if network.server() == Server::Uplink || !network.watches(index) {
             return (None, None);
         }
-        let until = network.waiting_until.load(Ordering::SeqCst);
-        if until > 0 {
-            let left = network.left_until(until);
-            return (None, Some(left.max(Duration::from_micros(10))));
+        match network.device_rests() {
+            Some(left) => (None, Some(left)),
+            None => (Some(network.uplink.link().as_raw_fd()), None),
         }
-        (Some(network.uplink.link().as_raw_fd()), None)
     }
 
     /// How long a worker's guest may run until another worker has to watch the TAP device, if that is this worker's to do and another one sleeps.
@@ -652,7 +634,7 @@ impl Shared {
         let _ = self.workers.iter().enumerate().any(|(other, w)| other != index && w.wake());
     }
 
-    /// What a worker watched has become readable, or it has waited long enough for a full ring.
+    /// What a worker watched has become readable, or a TAP device that failed has rested.
     pub(crate) fn watched(&self) {
         if let Some(network) = &self.network {
             network.receive();

@@ -1,13 +1,23 @@
-//! Short slices for threads that others wait for.
+//! Precedence for threads that others wait for.
 
 /// What a thread that is woken for others asks of the host's scheduler: to run for so long at a time, nanoseconds, but soon.
 const SLICE_NS: u64 = 100_000;
+/// Ten times the weight of a thread that computes.
+///
+/// Woken beside one, a thread runs at once if it is due to be done first (EEVDF: if its virtual deadline is the earlier one). A slice of 100 us is, except
+/// when the other has less than that left of its own 2.8 ms: one time in 28, and then it waits for the tick, up to 4 ms. With this weight its slice counts as
+/// 11 us: one time in 260.
+const NICE: i32 = -10;
 
 /// Has the calling thread run soon after it wakes, in front of those that compute: the scheduler (EEVDF, from Linux 6.12 on) lets whoever asks for
-/// shorter slices go first, for no more time in all. Older kernels take no notice.
-pub fn run_soon() {
+/// shorter slices go first. Without the right to more weight the slice stays. Older kernels take no notice of the slice.
+pub(crate) fn run_soon() {
     // SAFETY: a call with numbers; of the calling thread it cannot fail.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let given = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let _ = ask(given.min(NICE)) || ask(given);
+}
+
+fn ask(nice: i32) -> bool {
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or(0),
         sched_policy: libc::SCHED_OTHER.cast_unsigned(),
@@ -19,5 +29,5 @@ pub fn run_soon() {
         sched_period: 0,
     };
     // SAFETY: a valid structure that says its own size. Refused, everything stays as it is.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
 }

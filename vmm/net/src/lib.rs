@@ -96,7 +96,6 @@ mod netlink;
 mod notices;
 pub mod offload;
 mod parts;
-mod patience;
 mod pcap;
 mod port;
 mod receive;

@@ -8,9 +8,8 @@
 //! read into the VMM's memory even then. With more ports a frame that turns out to be for another guest would already
 //! have been shown to the wrong one.
 //!
-//! **A full receive ring.** Frames wait for the guest's buffers in a [`crate::backlog`] of its own, and others pass them. For the only guest of a cell
-//! the frame at hand waits, and what comes behind it stays in the TAP device's queue, as [`crate::patience`] allows. What is too much or too
-//! late is dropped and counted.
+//! **A full receive ring.** Frames wait for the guest's buffers in a [`crate::backlog`] of its own, and others pass them. What is too much is dropped
+//! and counted.
 
 use std::io;
 use std::ptr::NonNull;
@@ -26,7 +25,6 @@ use crate::link::Link;
 use crate::notices::Notices;
 use crate::offload;
 use crate::parts::{Parts, Whole};
-use crate::patience::Patience;
 use crate::pcap::Pcap;
 use crate::port::{Allowance, Batch, Outcome, PUBLISH_BYTES, PUBLISH_FRAMES, Port, TransmitHalf};
 use crate::receive::{FRONT, Slots};
@@ -52,15 +50,6 @@ pub enum Served {
     More,
     /// Receive only: another thread is at it.
     Busy,
-    /// Receive only: the receive ring of the only guest is full, and frames wait for it. Call again when that guest gives buffers
-    /// (it is asked to ring the doorbell) or exits, and at the latest at `until_ns`. Do not poll the TAP device
-    /// meanwhile: it stays readable.
-    Waiting {
-        /// The guest's [`Port::id`].
-        port: u64,
-        /// Time on the caller's clock.
-        until_ns: u64,
-    },
     /// Transmit only: the guest is above its limits, and its frames wait in its ring. Call again at `until_ns`.
     Throttled {
         /// Time on the caller's clock.
@@ -95,9 +84,6 @@ pub struct Uplink<L = Tap> {
 #[derive(Debug)]
 struct Reader {
     bounce: Box<[u8; BOUNCE]>,
-    /// Bytes of a frame in `bounce` that waits for its port's ring.
-    held: Option<usize>,
-    patience: Patience,
     slots: Box<Slots>,
 }
 
@@ -115,16 +101,8 @@ impl<L: Link> Uplink<L> {
     pub fn new(link: L, switch: Arc<Switch>, pcap: Option<Pcap>) -> Self {
         let bounce = vec![0_u8; BOUNCE].into_boxed_slice();
         let bounce = bounce.try_into().unwrap_or_else(|_| Box::new([0; BOUNCE]));
-        let reader =
-            Reader { bounce, held: None, patience: Patience::default(), slots: Box::new(Slots::new()) };
-        Uplink {
-            link,
-            switch,
-            pcap,
-            counters: Counters::default(),
-            reader: Mutex::new(reader),
-            room: Room::default(),
-        }
+        let reader = Mutex::new(Reader { bounce, slots: Box::new(Slots::new()) });
+        Uplink { link, switch, pcap, counters: Counters::default(), reader, room: Room::default() }
     }
 
     /// The TAP device, to wait for.
@@ -167,7 +145,7 @@ impl<L: Link> Uplink<L> {
     /// Takes at most `budget` frames from the TAP device and delivers them. Returns [`Served::Busy`] at once if
     /// another thread does so already.
     ///
-    /// `now_ns` is the caller's monotonic clock, for limits and waiting.
+    /// `now_ns` is the caller's monotonic clock, for limits.
     ///
     /// # Errors
     /// The TAP device is off or gone. What was delivered before that stands in `notices`.
@@ -194,13 +172,7 @@ impl<L: Link> Uplink<L> {
         notices: &mut Notices,
         work: &mut Work,
     ) -> io::Result<Served> {
-        let mut total = match reader.held.take() {
-            Some(total) => total,
-            None => match self.read(reader, work)? {
-                Some(total) => total,
-                None => return Ok(Served::Drained),
-            },
-        };
+        let Some(mut total) = self.read(reader, work)? else { return Ok(Served::Drained) };
         loop {
             let frame = reader.frame(total);
             match self.switch.route_uplink(frame, frame.len()) {
@@ -248,25 +220,10 @@ impl<L: Link> Uplink<L> {
             let whole = Whole::new(reader.bounce.get(..total).unwrap_or_default());
             let bare = frame::bare_acknowledgement(reader.frame(total));
             let mut outcome = batch.deliver_from_host(whole.parts(), bare, now_ns);
-            if outcome == Outcome::Full && self.switch.ports() > 1 {
+            if outcome == Outcome::Full {
                 outcome = batch.keep(reader.bounce.get(..total).unwrap_or_default(), &self.room, now_ns);
-            } else if outcome == Outcome::Full {
-                match reader.patience.wait(now_ns) {
-                    None => outcome = batch.drop_frame(DropReason::RingFull),
-                    Some(until_ns) => {
-                        // Buffers that came while the guest was asked to ring make it worth another try.
-                        if batch.want_doorbell(true) {
-                            outcome = batch.deliver_from_host(whole.parts(), bare, now_ns);
-                        }
-                        if outcome == Outcome::Full {
-                            reader.held = Some(total);
-                            break Ok(Run::End(Served::Waiting { port: port.id(), until_ns }));
-                        }
-                    }
-                }
             }
             if outcome == Outcome::Delivered {
-                reader.patience.progress();
                 let _ = batch.want_doorbell(false);
             }
             let large = outcome == Outcome::Delivered && total >= DIRECT;

@@ -103,8 +103,7 @@ impl Network {
                 }
             }
             passes = passes.wrapping_add(1);
-            // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first. A frame that
-            // waits for its guest's ring is tried again at each of these looks.
+            // A look at the TAP device is a system call, a look at a ring is not: while answers are awaited, rings come first.
             let received = if spins.is_multiple_of(RING_LOOKS) { self.receive() } else { 0 };
             for port in &running {
                 self.flush(port);
@@ -121,7 +120,7 @@ impl Network {
                     self.decide_for(cell, |c, now| c.served(now, burst.frames, burst.depth()));
                     burst = Burst::new();
                 }
-            } else if self.frame_waits() && burst.last.elapsed() < LOOK {
+            } else if running.iter().any(|port| port.is_waited_for()) && burst.last.elapsed() < LOOK {
                 // The guest is at work on a full ring, and whoever sends may be waiting for this processor.
                 spins = 0;
                 std::thread::yield_now();
@@ -140,7 +139,6 @@ impl Network {
             }
         }
         // Workers serve from here on: those that sleep wake up to watch the TAP device, and guests that look in vain are called out.
-        self.try_again();
         for w in &cell.workers {
             w.wake();
             if let Some(guest) = w.running() {
@@ -159,10 +157,10 @@ impl Network {
             pending |= port.set_looking(false) && !self.throttled.contains(port);
         }
         if !pending && self.server() == Server::Uplink && !cell.is_stopping() {
-            let until = self.waiting_until.load(Ordering::SeqCst);
-            let tap = if until > 0 { -1 } else { self.uplink.link().as_raw_fd() };
-            let timeout = (until > 0).then_some(until).into_iter().chain(self.throttled.next()).min();
-            let timeout = timeout.map(|at| self.left_until(at));
+            let rests = self.device_rests();
+            let tap = if rests.is_some() { -1 } else { self.uplink.link().as_raw_fd() };
+            let throttled = self.throttled.next().map(|at| self.left_until(at));
+            let timeout = rests.into_iter().chain(throttled).min();
             let mut polls =
                 [poll_for(tap), poll_for(self.doorbell.as_raw_fd()), poll_for(self.wake.as_raw_fd())];
             wait(&mut polls, timeout);
