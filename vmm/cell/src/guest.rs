@@ -498,9 +498,9 @@ impl VirtualCore {
         let slot = guest.cores.get(self.index as usize)?;
         let control = guest.memory.control(self.index);
         let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its end looks into the slot under the lock, once, before or after this.
         if guest.has_ended() {
-            *state = CoreState::Gone;
-            return None;
+            return Some(self);
         }
         // First say that it idles, then look once more: whoever raises an interrupt does it in the other order.
         slot.idle.store(true, Ordering::SeqCst);

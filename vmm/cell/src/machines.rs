@@ -1,7 +1,8 @@
 //! The pool of machines: made ahead of need, and taken back from guests that have ended.
 //!
 //! A machine that comes back is reset before it is kept: nothing of its former guest is in its registers, and its memory is taken away. A machine with
-//! further cores is not kept, because a virtual CPU cannot be taken away from it; nor one that has not ended in order.
+//! further cores is not kept, because a virtual CPU cannot be taken away from it; nor one that has not ended in order. Taking memory away waits for the
+//! kernel, as a rule a tenth of a millisecond, at times ten: the pool's thread does it, as workers have guests that wait.
 //!
 //! A cell may have fewer machines than guests. A guest that rests can do without: its core's state is saved, its machine goes to another, and it is
 //! *warm* until somebody wakes it. Who gives up its machine is [`foraker_policy::holders`]' to say. Taking a machine away costs the kernel half a
@@ -54,6 +55,8 @@ pub(crate) struct Machines {
 #[derive(Debug)]
 struct Pool {
     ready: Vec<Core>,
+    /// Have come back, and still have the memory of the guests that had them.
+    returned: Vec<Core>,
     /// Starts that were made ahead, the oldest first. Their machines are among the spare ones.
     ahead: VecDeque<Ahead>,
     /// Starts that are to be made ahead, the oldest first.
@@ -68,6 +71,11 @@ struct Pool {
 impl Pool {
     fn spare(&self) -> usize {
         self.ready.len() + self.ahead.len()
+    }
+
+    /// Machines that are nobody's.
+    fn all(&self) -> usize {
+        self.spare() + self.returned.len() + self.moving
     }
 
     /// A machine, best one that has this shared part: of those, the one that came last, as what it needs is most likely still in the processor's caches.
@@ -92,6 +100,8 @@ enum Next {
 enum Task {
     /// Gives a machine back to the host.
     Drop(Core),
+    /// Makes a machine that has come back fit for another guest.
+    Empty(Core),
     /// Takes a machine away from a guest that rests.
     TakeAway,
     /// Makes a machine.
@@ -131,6 +141,7 @@ impl Machines {
     ) -> Machines {
         let pool = Pool {
             ready: Vec::new(),
+            returned: Vec::new(),
             ahead: VecDeque::new(),
             wanted: VecDeque::new(),
             moving: 0,
@@ -168,15 +179,17 @@ impl Machines {
         pool.moving += 1;
         let moving = Moving(self);
         let core = pool.take(shared);
+        let returned = if core.is_none() { pool.returned.pop() } else { None };
         // Where there are no more machines to be had, a guest that is here comes before one that may come.
-        let other = if core.is_none() && self.is_limited() { pool.ahead.pop_front() } else { None };
+        let wanting = core.is_none() && returned.is_none();
+        let other = if wanting && self.is_limited() { pool.ahead.pop_front() } else { None };
         // Not for each: whoever is woken takes time from the guest that starts.
         if pool.ready.len() <= self.spare / 2 && self.spare > 0 {
             self.changed.notify_one();
         }
         drop(pool);
-        let stripped = other.and_then(|ahead| emptied(ahead.into_parts().0));
-        (core.or(stripped).or_else(|| self.take_away(self.limit.saturating_sub(1))), moving)
+        let used = returned.or_else(|| Some(other?.into_parts().0));
+        (core.or_else(|| self.reuse(used?)).or_else(|| self.take_away(self.limit.saturating_sub(1))), moving)
     }
 
     /// A guest is started, alone. If it starts from a template, a start that was made ahead for it is taken, and another one is wanted.
@@ -227,7 +240,7 @@ impl Machines {
 
     /// Whether there are more machines than there may be: some guests could not do without theirs when others came.
     fn surplus(&self, pool: &Pool) -> bool {
-        let all = |holders: &Holders<_>| holders.len() + pool.spare() + pool.moving;
+        let all = |holders: &Holders<_>| holders.len() + pool.all();
         if !self.is_limited() || all(&self.holders()) <= self.limit {
             return false;
         }
@@ -266,20 +279,25 @@ impl Machines {
 
     /// Takes back the core of a guest that has ended in order and had one core.
     pub(crate) fn put_back(&self, core: Core) {
-        if self.most == 0 || self.lock().spare() >= self.most {
+        let mut pool = self.lock();
+        if self.needs_filling() && !pool.stopping {
+            pool.returned.push(core);
+            self.changed.notify_one();
             return;
         }
-        if let Some(core) = emptied(core) {
-            self.reused.fetch_add(1, Ordering::Relaxed);
-            let mut pool = self.lock();
-            pool.ready.push(core);
-            if !pool.wanted.is_empty() {
-                self.changed.notify_one();
-            }
+        let kept = pool.spare() < self.most;
+        drop(pool);
+        if kept && let Some(core) = self.reuse(core) {
+            self.lock().ready.push(core);
         }
     }
 
-    /// Machines that came back and were kept.
+    /// A machine that has come back without anything of its former guest.
+    fn reuse(&self, core: Core) -> Option<Core> {
+        emptied(core).inspect(|_| _ = self.reused.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Machines that came back and were made fit for others.
     pub(crate) fn reused(&self) -> u64 {
         self.reused.load(Ordering::Relaxed)
     }
@@ -296,6 +314,10 @@ impl Machines {
 
     /// What is to be done for the pool.
     fn next(&self, pool: &mut Pool) -> Next {
+        if let Some(core) = pool.returned.pop() {
+            let kept = pool.spare() < self.most;
+            return Next::Do(if kept { Task::Empty(core) } else { Task::Drop(core) });
+        }
         let surplus = self.surplus(pool);
         if surplus && pool.spare() > self.spare {
             // Those of guests that have ended go first.
@@ -330,7 +352,7 @@ impl Machines {
         if pool.spare() >= self.spare {
             return Next::Wait;
         }
-        if self.is_limited() && self.holders().len() + pool.spare() + pool.moving >= self.limit {
+        if self.is_limited() && self.holders().len() + pool.all() >= self.limit {
             return Next::Do(Task::TakeAway);
         }
         if since < QUIET { Next::Rest(QUIET - since) } else { Next::Do(Task::Make) }
@@ -364,10 +386,10 @@ impl Machines {
                 }
             }
         }
-        // What is ahead holds memory of the cell's arena.
-        let ahead = std::mem::take(&mut pool.ahead);
+        // Both hold memory of the cell's arena.
+        let rest = (std::mem::take(&mut pool.ahead), std::mem::take(&mut pool.returned));
         drop(pool);
-        drop(ahead);
+        drop(rest);
     }
 
     fn act(&self, task: Task, attention: &Attention) -> Done {
@@ -376,6 +398,7 @@ impl Machines {
                 drop(core);
                 Done::Nothing
             }
+            Task::Empty(core) => self.reuse(core).map_or(Done::Nothing, Done::Machine),
             // All are busy.
             Task::TakeAway => self
                 .take_away(self.limit.saturating_sub(self.spare))

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foraker_abi::hypercall::{PORT, TERMINATE};
+use foraker_abi::hypercall::{IDLE, PORT, TERMINATE};
 use foraker_abi::layout::REGISTERS;
 use foraker_abi::registers::Registers;
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage};
@@ -20,7 +20,7 @@ use asm::code;
 // `fill` ends by falling into `look`, so that both together show that what is left is found.
 global_asm!(
     ".pushsection .rodata",
-    ".globl reset_fill, reset_fill_end, reset_leave, reset_leave_end, reset_look, reset_look_end",
+    ".globl reset_fill, reset_fill_end, reset_leave, reset_leave_end, reset_look, reset_look_end, reset_rest, reset_rest_end",
     "reset_fill:",
     // The heap.
     "mov r15d, {registers}",
@@ -128,11 +128,18 @@ global_asm!(
     "mov eax, {terminate}",
     "out {port}, al",
     "reset_look_end:",
+    "reset_rest:",
+    "mov rdi, -1",
+    "mov eax, {idle}",
+    "out {port}, al",
+    "jmp reset_rest",
+    "reset_rest_end:",
     ".popsection",
     registers = const REGISTERS,
     heap_start = const offset_of!(Registers, heap_start),
     memory_end = const offset_of!(Registers, memory_end),
     terminate = const TERMINATE,
+    idle = const IDLE,
     port = const PORT,
 );
 
@@ -143,6 +150,8 @@ unsafe extern "C" {
     static reset_leave_end: u8;
     static reset_look: u8;
     static reset_look_end: u8;
+    static reset_rest: u8;
+    static reset_rest_end: u8;
 }
 
 fn fill() -> Vec<u8> {
@@ -158,6 +167,11 @@ fn leave() -> Vec<u8> {
 fn look() -> Vec<u8> {
     // SAFETY: as above.
     unsafe { code(&reset_look, &reset_look_end) }
+}
+
+fn rest() -> Vec<u8> {
+    // SAFETY: as above.
+    unsafe { code(&reset_rest, &reset_rest_end) }
 }
 
 fn cell() -> Cell {
@@ -199,5 +213,23 @@ fn the_next_guest_on_a_machine_sees_nothing_of_the_former() {
         assert_eq!(run(&cell, &[fill(), leave()]), 7);
         until(|| cell.machines_reused() == 3 + 2 * round);
         assert_eq!(run(&cell, &[look()]), 0);
+    }
+}
+
+/// Whenever a guest is killed, in its turn, at rest or on the way from one to the other, its machine is kept for the next.
+#[test]
+fn no_machine_is_lost_with_a_guest_that_is_killed() {
+    let cell = cell();
+    let image = LoadedImage::of_code(&rest());
+    for round in 0..300 {
+        let guest = cell.start(&GuestSpec { memory: 1 << 20, ..GuestSpec::new(image.clone(), "guest") });
+        let guest: Arc<Guest> = guest.unwrap();
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_micros(5 * (round % 100)) {
+            std::hint::spin_loop();
+        }
+        guest.finish(End::Killed("the test has seen enough".to_owned()));
+        until(|| cell.machines_reused() == 1 + round);
+        cell.forget(&guest);
     }
 }
