@@ -5,6 +5,7 @@ pub mod demand;
 pub mod gatekeeper;
 pub mod holders;
 pub mod placement;
+pub mod precedence;
 pub mod rate;
 pub mod restart;
 pub mod ring_service;

@@ -12,6 +12,7 @@ use foraker_policy::ring_service::Server;
 use super::{BUDGET, EXIT_BYTES, LOOK, NOTICES, Network, QUANTUM};
 use crate::affinity::Apart;
 use crate::cell::Shared;
+use crate::urgency::Urgency;
 use crate::vigil::timespec;
 
 /// How long the uplink's thread looks before it sleeps.
@@ -66,7 +67,7 @@ impl Network {
     /// The uplink's thread.
     pub(crate) fn serve_uplink(cell: &Shared) {
         let Some(network) = &cell.network else { return };
-        crate::urgency::run_soon();
+        let mut urgency = Urgency::new();
         let mut turns = Turns::new(QUANTUM, MAX_FRAME);
         while !cell.is_stopping() {
             if network.server() == Server::Worker {
@@ -77,12 +78,13 @@ impl Network {
                 let _ = network.wake.read();
                 network.serve_turns(&mut turns);
             } else {
-                network.serve_while_wanted(cell, &mut turns);
+                network.serve_while_wanted(cell, &mut turns, &mut urgency);
             }
         }
     }
 
-    fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns) {
+    fn serve_while_wanted(&self, cell: &Shared, turns: &mut Turns, urgency: &mut Urgency) {
+        urgency.wakes();
         let mut running: Vec<Arc<Port>> = Vec::new();
         // Frames that guests were given and have not answered yet, as far as one can tell: what is worth waiting for awake.
         let mut owed = 0usize;
@@ -117,6 +119,7 @@ impl Network {
                 spins = 1;
                 burst.add(received, sent);
                 if burst.is_long() {
+                    urgency.note();
                     self.decide_for(cell, |c, now| c.served(now, burst.frames, burst.depth()));
                     burst = Burst::new();
                 }
@@ -132,7 +135,9 @@ impl Network {
                 if burst.frames > 0 {
                     self.decide_for(cell, |c, now| c.served(now, burst.frames, burst.depth()));
                 }
+                urgency.note();
                 self.rest_uplink(cell);
+                urgency.wakes();
                 burst = Burst::new();
                 owed = 0;
                 passes = 0;
