@@ -167,13 +167,13 @@ impl Shared {
     pub(crate) fn give_machine(&self, vcore: &mut VirtualCore) -> Result<(), CellError> {
         let Seat::Away(saved) = &vcore.seat else { return Ok(()) };
         let guest = &vcore.guest;
-        let (mut core, _moving) = self.machine_with(&guest.memory, None)?;
+        let (mut core, moving) = self.machine_with(&guest.memory, None)?;
         if let (Some(network), Some(_)) = (&self.network, &guest.port) {
             core.machine().register_doorbell(network.doorbell())?;
         }
         core.resume(guest.memory.page_tables(), saved)?;
         guest.clock.publish(&guest.registers().time, self.machines.host().time_stamps(&core)?);
-        self.machines.hold(guest);
+        self.machines.hold(guest, Some(moving));
         vcore.seat = Seat::Here(core);
         Ok(())
     }
@@ -356,7 +356,7 @@ impl Cell {
             self.shared.machines.start_of_many();
             None
         };
-        let (core, memory, _moving) = match ahead {
+        let (core, memory, moving) = match ahead {
             Some((core, memory)) => (core, memory, None),
             None => {
                 let (core, memory, moving) = self.seat(spec, captured.as_deref(), worker)?;
@@ -413,7 +413,7 @@ impl Cell {
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
         }
         let account = spec.processor.account();
-        self.shared.machines.hold(&guest);
+        self.shared.machines.hold(&guest, moving);
         let seat = Seat::Here(core);
         let vcore = VirtualCore { guest: Arc::clone(&guest), index: 0, seat, account, deadline: None };
         self.shared.enqueue(Box::new(vcore), Queued::Woken);

@@ -23,7 +23,7 @@ use crate::templates::Captured;
 
 /// New machines are made only after so long without a start: while guests start in a row, making machines for later takes time from them.
 const QUIET: Duration = Duration::from_millis(10);
-/// The same for starts that are made ahead: by then a guest has given its first answer.
+/// The same for starts that are made ahead, and for machines that are taken away ahead: by then a guest has given its first answer.
 const ANSWERED: Duration = Duration::from_millis(2);
 /// When to look again for a machine that could be taken away, after all were busy.
 const BUSY: Duration = Duration::from_millis(50);
@@ -65,6 +65,8 @@ struct Pool {
     moving: usize,
     /// When a guest was started last.
     started: Instant,
+    /// When a machine was needed last.
+    obtained: Instant,
     stopping: bool,
 }
 
@@ -146,6 +148,7 @@ impl Machines {
             wanted: VecDeque::new(),
             moving: 0,
             started: Instant::now(),
+            obtained: Instant::now(),
             stopping: false,
         };
         Machines {
@@ -177,6 +180,7 @@ impl Machines {
     pub(crate) fn obtain(&self, shared: &Arc<Shared>) -> (Option<Core>, Moving<'_>) {
         let mut pool = self.lock();
         pool.moving += 1;
+        pool.obtained = Instant::now();
         let moving = Moving(self);
         let core = pool.take(shared);
         let returned = if core.is_none() { pool.returned.pop() } else { None };
@@ -223,10 +227,12 @@ impl Machines {
         self.started_ahead.load(Ordering::Relaxed)
     }
 
-    /// A guest has a machine from now on, and may have to do without it later.
-    pub(crate) fn hold(&self, guest: &Arc<Guest>) {
+    /// A guest has a machine from now on, which was on its way until here, and may have to do without it later.
+    pub(crate) fn hold(&self, guest: &Arc<Guest>, moving: Option<Moving<'_>>) {
         if self.is_limited() && guest.cores.len() == 1 {
             self.holders().add(Arc::downgrade(guest));
+            // Not counted twice.
+            drop(moving);
             if self.surplus(&self.lock()) {
                 self.changed.notify_one();
             }
@@ -353,7 +359,10 @@ impl Machines {
             return Next::Wait;
         }
         if self.is_limited() && self.holders().len() + pool.all() >= self.limit {
-            return Next::Do(Task::TakeAway);
+            let since = pool.obtained.elapsed();
+            // Whoever has got one is to use it first.
+            let rests = since < ANSWERED && !pool.ready.is_empty();
+            return if rests { Next::Rest(ANSWERED - since) } else { Next::Do(Task::TakeAway) };
         }
         if since < QUIET { Next::Rest(QUIET - since) } else { Next::Do(Task::Make) }
     }
