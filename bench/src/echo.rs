@@ -5,10 +5,11 @@
 
 use std::arch::x86_64::_rdtsc;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::arrival;
 use crate::netns::Namespace;
 use crate::stats::Samples;
 
@@ -66,6 +67,7 @@ impl Client {
         let socket = UdpSocket::bind("0.0.0.0:0").context("cannot make a socket")?;
         socket.connect(SocketAddrV4::new(address, PORT)).with_context(|| format!("no route to {address}"))?;
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        arrival::note(&socket).context("the host does not note when packets arrive")?;
         Ok(Client { socket, next: 1 })
     }
 
@@ -74,20 +76,46 @@ impl Client {
     /// # Errors
     /// When the answer is lost or another one than expected.
     pub fn echo(&mut self) -> Result<Echo> {
-        let mut packet = [0; SIZE];
-        let number = self.next.to_le_bytes();
-        self.next += 1;
-        packet[..8].copy_from_slice(&number);
+        let mut packet = self.next_packet();
         let sent = ticks();
         self.socket.send(&packet).context("cannot send")?;
         let n = self.socket.recv(&mut packet).context("an echo was lost")?;
         let received = ticks();
-        ensure!(n == SIZE && packet[..8] == number, "an answer to something else came");
+        self.check(&packet, n)?;
         let mut stamps = [0; STAMPS];
         for (stamp, bytes) in stamps.iter_mut().zip(packet[8..].chunks_exact(8)) {
             *stamp = u64::from_le_bytes(bytes.try_into()?);
         }
         Ok(Echo { sent, stamps, received })
+    }
+
+    /// One round trip, from before the request is sent to when the host's network has the answer. This client only looks for it at `then`: it is not woken by
+    /// it, so that it takes no time from whoever computes on the same processors, nor waits for one.
+    ///
+    /// # Errors
+    /// As [`Client::echo`].
+    pub fn echo_by_arrival(&mut self, then: Instant) -> Result<Duration> {
+        let mut packet = self.next_packet();
+        let sent = SystemTime::now();
+        self.socket.send(&packet).context("cannot send")?;
+        std::thread::sleep(then.saturating_duration_since(Instant::now()));
+        let (n, arrived) = arrival::receive(&self.socket, &mut packet).context("an echo was lost")?;
+        self.check(&packet, n)?;
+        arrived.duration_since(sent).context("the clock was set back")
+    }
+
+    fn next_packet(&mut self) -> [u8; SIZE] {
+        let mut packet = [0; SIZE];
+        packet[..8].copy_from_slice(&self.next.to_le_bytes());
+        self.next += 1;
+        packet
+    }
+
+    /// Whether these `n` bytes answer the request that was sent last.
+    fn check(&self, packet: &[u8; SIZE], n: usize) -> Result<()> {
+        let answers = n == SIZE && packet[..8] == (self.next - 1).to_le_bytes();
+        ensure!(answers, "an answer to something else came");
+        Ok(())
     }
 
     /// Echoes in a row, after a warm-up that is not returned.

@@ -31,6 +31,7 @@
 //!
 //! A table, or with `--json` one object per figure and line ([`figure::Figure`]). Progress and errors go to standard error.
 
+pub mod arrival;
 pub mod bulk;
 pub mod control;
 pub mod crowd;

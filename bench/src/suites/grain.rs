@@ -140,18 +140,15 @@ fn ask(mut client: echo::Client, duration: Duration) -> Result<Samples> {
     process::as_from_elsewhere()?;
     let mut trips = Samples::default();
     let start = Instant::now();
-    for n in 0.. {
-        let due = start + PERIOD * n;
-        // One at a time: a late answer makes the next request late, not two of them.
+    let mut due = start;
+    while due.duration_since(start) < duration {
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        let asked = Instant::now();
-        if asked - start >= duration {
-            break;
+        // One at a time: a late answer makes the next request late, not two of them.
+        let trip = client.echo_by_arrival(due + PERIOD)?;
+        if due.duration_since(start) >= WARM_UP {
+            trips.push(trip.as_secs_f64() * 1e3);
         }
-        client.echo()?;
-        if asked - start >= WARM_UP {
-            trips.push(asked.elapsed().as_secs_f64() * 1e3);
-        }
+        due += PERIOD;
     }
     Ok(trips)
 }

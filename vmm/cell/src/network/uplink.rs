@@ -114,7 +114,8 @@ impl Network {
                 }
             }
             let sent = self.serve_turns(turns);
-            owed = (owed + received).saturating_sub(sent);
+            // What guests at rest were given they answer through their workers.
+            owed = if running.is_empty() { 0 } else { (owed + received).saturating_sub(sent) };
             if received + sent > 0 {
                 spins = 1;
                 burst.add(received, sent);
