@@ -232,12 +232,15 @@ impl Template {
 
     /// A guest had to wait for this page, among the first.
     pub(crate) fn learn(&self, pages: Range<u64>) {
-        let one = |left: u64| left.checked_sub(1);
-        if self.to_learn.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one).is_err() {
+        if self.to_learn.load(Ordering::Relaxed) == 0 {
             return;
         }
         let mut set = self.working_set.write().unwrap_or_else(PoisonError::into_inner);
-        if set.len() < MOST_RANGES {
+        // What another has taught is no news: guests that started together wait for the same pages.
+        let known = set.iter().any(|range| range.start <= pages.start && pages.end <= range.end);
+        let left = self.to_learn.load(Ordering::Relaxed);
+        if !known && left > 0 && set.len() < MOST_RANGES {
+            self.to_learn.store(left - 1, Ordering::Relaxed);
             set.push(pages);
             let all = std::mem::take(&mut *set);
             *set = joined(all);
@@ -328,21 +331,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn who_visits_stays_where_guests_may_read() {
+    fn image() -> Image {
         let text = foraker_image::Segment {
             address: foraker_abi::layout::IMAGE_BASE,
             size: 20 * PAGE_SIZE,
             content: vec![0xc3],
             rights: Rights::Execute,
         };
-        let image = Image {
+        Image {
             entry: text.address,
             note: foraker_abi::note::Descriptor::default(),
             manifest: None,
             segments: vec![text],
             path: None,
-        };
+        }
+    }
+
+    #[test]
+    fn guests_that_wait_for_the_same_pages_teach_each_once() {
+        let mut template = Template::of_image(&image(), 4 << 20, Pages::Small).unwrap();
+        template.to_learn = AtomicU64::new(MOST_LEARNED);
+        *template.working_set.write().unwrap() = Vec::new();
+        let page = |n: u64| (1 << 20) + 2 * n * PAGE_SIZE..(1 << 20) + (2 * n + 1) * PAGE_SIZE;
+        // Each of many guests waits for the same three pages, and later for three more.
+        (0..100).for_each(|n| template.learn(page(n % 3)));
+        (0..100).for_each(|n| template.learn(page(3 + n % 3)));
+        assert_eq!(template.working_set(), (0..6).map(page).collect::<Vec<_>>());
+        (0..1000).for_each(|n| template.learn(page(n)));
+        assert_eq!(template.working_set().len() as u64, MOST_LEARNED);
+    }
+
+    #[test]
+    fn who_visits_stays_where_guests_may_read() {
+        let image = image();
         let template = Template::of_image(&image, 1 << 20, Pages::Small).unwrap();
         // A guest has faulted, among the first things it did; another went through all there is.
         let offset = |address: u64| address - template.plan.memory_start;
