@@ -5,23 +5,14 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, SystemTime};
 
+use crate::socket::set_option;
+
 /// Has the host note when each packet for this socket arrives.
 ///
 /// # Errors
 /// When it does not.
 pub fn note(socket: &UdpSocket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: a number and its size.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_TIMESTAMPNS,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    set_option(socket, libc::SO_TIMESTAMPNS, &libc::c_int::from(true))
 }
 
 /// Receives a packet, and when it arrived, from a socket that was told to [`note`] it.

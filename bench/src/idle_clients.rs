@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+
+use crate::socket::set_option;
 
 /// Open, idle connections. Reset when dropped, so that none lingers.
 #[derive(Debug)]
@@ -50,16 +51,5 @@ impl IdleClients {
 
 fn reset_on_close(stream: &TcpStream) -> Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // SAFETY: a live socket and an option of the size that is passed.
-    let result = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const linger).cast(),
-            size_of::<libc::linger>() as libc::socklen_t,
-        )
-    };
-    ensure!(result == 0, "SO_LINGER: {}", std::io::Error::last_os_error());
-    Ok(())
+    set_option(stream, libc::SO_LINGER, &linger).context("SO_LINGER")
 }

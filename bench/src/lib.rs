@@ -49,6 +49,7 @@ pub mod netns;
 pub mod plot;
 pub mod process;
 pub mod processor;
+pub mod socket;
 pub mod stats;
 pub mod suites;
 pub mod supervisor;
