@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::console::{Console, LineBuffer};
 use crate::errand::{Errand, Run};
 use crate::guest::{ConsoleState, CoreState, Guest, GuestParts, Seat, VirtualCore};
+use crate::hold::Waiters;
 use crate::machines::{Machines, Moving};
 use crate::network::{Network, NetworkError};
 use crate::queue::{Queued, Timer, WorkerShared, since};
@@ -71,6 +72,7 @@ pub(crate) struct Shared {
     epoch: Instant,
     /// How much memory guests have is decided elsewhere.
     pub(crate) gatekept: bool,
+    pub(crate) waiters: Waiters,
 }
 
 /// A cell.
@@ -289,6 +291,7 @@ impl Cell {
                 config.machines,
             ),
             gatekept: config.gatekept,
+            waiters: Waiters::default(),
             epoch,
         });
         let mut cell = Cell { arena, large_arena, shared, threads: Vec::new() };
@@ -409,8 +412,11 @@ impl Cell {
         }
         self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&guest));
         if let Some(slot) = guest.cores.first() {
-            *slot.state.lock().unwrap_or_else(PoisonError::into_inner) = CoreState::Active;
+            *slot.lock() = CoreState::Active;
             slot.worker.store(u32::try_from(home).unwrap_or(0), Ordering::Relaxed);
+        }
+        if spec.paused {
+            guest.pause();
         }
         let account = spec.processor.account();
         self.shared.machines.hold(&guest, moving);

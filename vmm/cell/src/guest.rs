@@ -1,7 +1,7 @@
 //! A guest: its identity, its memory, its cores, and how it ended.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use foraker_abi::interrupt;
@@ -18,6 +18,7 @@ use crate::allocation::{self, Allocation};
 use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
+use crate::hold::Flags;
 use crate::queue::{DeadlineKey, Queued};
 use crate::report::{Cause, CounterValues, End, Fault};
 use crate::templates::Candidate;
@@ -57,7 +58,8 @@ pub struct Guest {
     limit_clock: AtomicU64,
     promise_clock: AtomicU64,
     end: OnceLock<End>,
-    ended: AtomicBool,
+    /// Whether it has ended, and whether it may run.
+    pub(crate) flags: Flags,
     /// How much of its memory it has.
     pub(crate) allocation: Allocation,
 }
@@ -118,6 +120,12 @@ pub(crate) struct CoreSlot {
     pub(crate) heard: AtomicU64,
 }
 
+impl CoreSlot {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, CoreState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// States of a core.
 #[derive(Debug)]
 pub(crate) enum CoreState {
@@ -127,6 +135,8 @@ pub(crate) enum CoreState {
     Active,
     /// Gave up the processor.
     Idle(Box<VirtualCore>),
+    /// Wants to run and may not: its guest is paused or held, or has used up its limit of processor time.
+    Held(Box<VirtualCore>),
     /// The guest has ended.
     Gone,
 }
@@ -196,7 +206,7 @@ impl Guest {
             limit_clock: AtomicU64::new(0),
             promise_clock: AtomicU64::new(0),
             end: OnceLock::new(),
-            ended: AtomicBool::new(false),
+            flags: Flags::default(),
             allocation: Allocation::default(),
         }
     }
@@ -338,7 +348,7 @@ impl Guest {
     /// Whether it has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
+        self.flags.ended()
     }
 
     /// Ends the guest. The first cause stays; cores that run are called out.
@@ -346,22 +356,23 @@ impl Guest {
         if self.end.set(end).is_err() {
             return;
         }
-        self.ended.store(true, Ordering::SeqCst);
+        self.flags.end();
         let cell = self.cell.upgrade();
         for slot in &self.cores {
-            let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = slot.lock();
             if matches!(*state, CoreState::Active) {
                 continue;
             }
             let before = std::mem::replace(&mut *state, CoreState::Gone);
             drop(state);
-            if let (CoreState::Idle(vcore), Some(cell)) = (before, &cell) {
+            if let (CoreState::Idle(vcore) | CoreState::Held(vcore), Some(cell)) = (before, &cell) {
                 cell.take_back(vcore);
             }
         }
         if let Some(cell) = cell {
             cell.call_workers_of(self);
             cell.on_guest_end(self);
+            cell.waiters.tell();
         }
     }
 
@@ -433,7 +444,7 @@ impl Guest {
         if !slot.idle.load(Ordering::SeqCst) {
             return;
         }
-        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = slot.lock();
         if let CoreState::Idle(vcore) = &mut *state
             && let Some(cell) = self.cell.upgrade()
             && let Some((_, until)) = self.awaited()
@@ -463,9 +474,9 @@ impl Guest {
     /// Takes the machine of a guest that rests. None if it does not, or needs it.
     pub(crate) fn give_up_machine(&self) -> Option<Core> {
         let slot = self.cores.first().filter(|_| self.cores.len() == 1)?;
-        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = slot.lock();
         // Whoever wakes it meanwhile waits for the state.
-        let CoreState::Idle(vcore) = &mut *state else { return None };
+        let (CoreState::Idle(vcore) | CoreState::Held(vcore)) = &mut *state else { return None };
         let Seat::Here(core) = &mut vcore.seat else { return None };
         let saved = core.save().ok()?;
         core.machine().detach().ok()?;
@@ -478,11 +489,15 @@ impl Guest {
     /// Makes an idle core runnable.
     pub(crate) fn wake(&self, core: u32) {
         let Some(slot) = self.cores.get(core as usize) else { return };
-        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = slot.lock();
         if let CoreState::Idle(_) = *state
             && let CoreState::Idle(vcore) = std::mem::replace(&mut *state, CoreState::Active)
         {
             slot.idle.store(false, Ordering::SeqCst);
+            if self.must_hold(core) {
+                *state = CoreState::Held(vcore);
+                return;
+            }
             drop(state);
             if let Some(cell) = self.cell.upgrade() {
                 cell.enqueue(vcore, if self.immediate { Queued::First } else { Queued::Woken });
@@ -497,7 +512,7 @@ impl VirtualCore {
         let guest = Arc::clone(&self.guest);
         let slot = guest.cores.get(self.index as usize)?;
         let control = guest.memory.control(self.index);
-        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = slot.lock();
         // Its end looks into the slot under the lock, once, before or after this.
         if guest.has_ended() {
             return Some(self);

@@ -147,7 +147,7 @@ fn core_start(cell: &Shared, guest: &Arc<Guest>, core: u64, entry: u64, stack: u
         return E_ADDRESS;
     }
     let start = Start { entry, stack, argument };
-    let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut state = slot.lock();
     let CoreState::Stopped(kept) = &mut *state else { return E_INVALID };
     let (core, account) = match kept.take() {
         Some((mut core, account)) => {

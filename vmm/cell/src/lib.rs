@@ -12,6 +12,7 @@
 //!   `queue`: what others see of a worker: who waits for it, and until when.
 //! - `machines`: the pool of machines that guests run on one after the other; `ahead`: those that have a new guest's memory already.
 //! - [`image`]: images; `templates`: guests that others start from. [`spec`]: how cells and guests are set up.
+//! - `hold`: guests that are kept off the processors for a while.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -29,6 +30,7 @@ pub mod console;
 mod contention;
 mod errand;
 pub mod guest;
+mod hold;
 mod hypercalls;
 pub mod image;
 mod machines;

@@ -65,8 +65,13 @@ pub(crate) enum Timer {
         /// The core's sleep number when it was set.
         sleep: u64,
     },
-    /// Queue a core again that has used up its limit of processor time.
-    Capped(Box<VirtualCore>),
+    /// Queue a core again that was put aside because its guest had used up its limit of processor time.
+    Capped {
+        /// Whose.
+        guest: Weak<Guest>,
+        /// Which.
+        core: u32,
+    },
 }
 
 /// Where a deadline is: its worker, and its place there.

@@ -99,6 +99,8 @@ pub struct GuestSpec {
     pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
     pub immediate: bool,
+    /// It is paused before its first instruction.
+    pub paused: bool,
     /// Whose it is, if it may start from where another guest of the same owner was `ready`, and others from where it is.
     pub from_template: Option<String>,
 }
@@ -121,6 +123,7 @@ impl GuestSpec {
             processor: ProcessorSpec::default(),
             memory_provision: None,
             immediate: false,
+            paused: false,
             from_template: None,
         }
     }

@@ -42,6 +42,8 @@ enum Left {
     Again(Box<VirtualCore>),
     /// Its guest has used its limit of processor time, and may run again then, on the cell's clock.
     Capped(Box<VirtualCore>, u64),
+    /// Its guest is paused or held.
+    Held(Box<VirtualCore>),
     /// It rests in its slot.
     Resting,
     /// It stops until it is started again.
@@ -90,12 +92,15 @@ impl Worker {
         guest.schedule().running.fetch_and(!(1 << index), Ordering::Relaxed);
         self.cell.after_leaving(&guest, matches!(left, Left::Again(_)));
         self.mine().end_turn();
-        let rests = |state| *slot.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+        let rests = |state| *slot.lock() = state;
         match left {
             Left::Again(vcore) => self.mine().push(vcore, Queued::Again),
-            Left::Capped(vcore, at) => {
-                self.mine().set_timer(at, Timer::Capped(vcore));
+            Left::Capped(mut vcore, at) => {
+                let timer = Timer::Capped { guest: Arc::downgrade(&guest), core: index };
+                vcore.deadline = Some((self.index, self.mine().set_timer(at, timer)));
+                self.put_aside(vcore, |_| true);
             }
+            Left::Held(vcore) => self.put_aside(vcore, |guest| guest.must_hold(index)),
             Left::Resting => {}
             Left::Stopped(vcore) => match vcore.seat {
                 Seat::Here(core) => rests(CoreState::Stopped(Some((core, vcore.account)))),
@@ -107,6 +112,14 @@ impl Worker {
                 self.cell.take_back(vcore);
             }
             Left::Broken => rests(CoreState::Gone),
+        }
+        guest.has_put_down();
+    }
+
+    /// Puts a core aside that may not run now. If that has changed meanwhile, it runs again, or has ended.
+    fn put_aside(&self, vcore: Box<VirtualCore>, stays: impl FnOnce(&Guest) -> bool) {
+        if let Some(back) = vcore.put_aside(stays) {
+            self.mine().push(back, Queued::Again);
         }
     }
 
@@ -120,8 +133,13 @@ impl Worker {
     ) -> Left {
         let mut charged = started;
         loop {
-            if guest.has_ended() {
-                return Left::Ended(vcore);
+            if !guest.flags.are_clear() {
+                if guest.has_ended() {
+                    return Left::Ended(vcore);
+                }
+                if guest.must_hold(vcore.index) {
+                    return Left::Held(vcore);
+                }
             }
             if guest.is_out_of_bounds() {
                 guest.fault(out_of_bounds(&mut vcore));
@@ -287,7 +305,11 @@ impl Worker {
                         guest.raise(core, interrupt::TIMER);
                     }
                 }
-                Timer::Capped(vcore) => self.mine().push(vcore, Queued::Again),
+                Timer::Capped { guest, core } => {
+                    if let Some(vcore) = guest.upgrade().and_then(|guest| guest.take_held(core)) {
+                        self.mine().push(vcore, Queued::Again);
+                    }
+                }
             }
         }
     }

@@ -150,6 +150,8 @@ fn programs(workspace: &Workspace) -> Result<Vec<Executable>> {
         "foraker-cell",
         "--test",
         "reset",
+        "--test",
+        "pause",
     ]))?);
     built.retain(|program| program.kind.iter().any(|kind| kind == "test" || kind == "lib"));
     built.sort_by(|a, b| a.name.cmp(&b.name));
