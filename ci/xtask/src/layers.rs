@@ -8,7 +8,7 @@ use crate::{process, workspace::Workspace};
 
 /// What each crate of the workspace may use of it, from the bottom to the top. A crate's tests may use whatever
 /// stands above its own line.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     // The contract, and decisions that need neither a clock nor input and output.
     ("foraker-abi", &[]),
     ("foraker-policy", &["foraker-abi"]),
@@ -29,9 +29,13 @@ const LAYERS: [(&str, &[&str]); 14] = [
             "foraker-net",
         ],
     ),
-    ("foraker-supervisor", &["foraker-policy", "foraker-publish", "foraker-cell"]),
+    ("foraker-debug", &["foraker-cell"]),
+    ("foraker-supervisor", &["foraker-policy", "foraker-publish", "foraker-cell", "foraker-debug"]),
     // The command.
-    ("foraker-vmm", &["foraker-abi", "foraker-cell", "foraker-publish", "foraker-supervisor"]),
+    (
+        "foraker-vmm",
+        &["foraker-abi", "foraker-cell", "foraker-debug", "foraker-publish", "foraker-supervisor"],
+    ),
     // The other side of the contract: guests share nothing else with the VMM.
     ("guest-libos", &["foraker-abi"]),
     // Tests of the whole see what a user sees.

@@ -186,7 +186,7 @@ impl Shared {
         memory: &Arc<GuestMemory>,
         worker: Option<&WorkerShared>,
     ) -> Result<(Core, Moving<'_>), CellError> {
-        let (core, moving) = self.machines.obtain(memory.template().shared());
+        let (core, moving) = self.machines.obtain(memory.shared());
         if let Some(core) = core {
             core.machine().attach(memory)?;
             return Ok((core, moving));
@@ -403,6 +403,7 @@ impl Cell {
                 let image = Arc::clone(&spec.image);
                 Box::new(Candidate { image, key })
             }),
+            keep_core: spec.keep_core,
             cell: Arc::downgrade(&self.shared),
             memory,
         }));

@@ -19,6 +19,7 @@ use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
 use crate::hold::Flags;
+use crate::inspect::KeptCores;
 use crate::queue::{DeadlineKey, Queued};
 use crate::report::{Cause, CounterValues, End, Fault};
 use crate::templates::Candidate;
@@ -62,6 +63,8 @@ pub struct Guest {
     pub(crate) flags: Flags,
     /// How much of its memory it has.
     pub(crate) allocation: Allocation,
+    /// Where the state of its cores is kept should it fault, if it is wanted.
+    pub(crate) kept: Option<Box<KeptCores>>,
 }
 
 /// A guest's part of the processors.
@@ -174,6 +177,7 @@ pub(crate) struct GuestParts {
     pub(crate) processor: ProcessorSpec,
     pub(crate) console: ConsoleState,
     pub(crate) candidate: Option<Box<Candidate>>,
+    pub(crate) keep_core: bool,
     pub(crate) cell: Weak<Shared>,
 }
 
@@ -208,6 +212,7 @@ impl Guest {
             end: OnceLock::new(),
             flags: Flags::default(),
             allocation: Allocation::default(),
+            kept: parts.keep_core.then(Box::default),
         }
     }
 
@@ -362,6 +367,9 @@ impl Guest {
             let mut state = slot.lock();
             if matches!(*state, CoreState::Active) {
                 continue;
+            }
+            if let CoreState::Idle(vcore) | CoreState::Held(vcore) = &mut *state {
+                self.keep_core(vcore);
             }
             let before = std::mem::replace(&mut *state, CoreState::Gone);
             drop(state);

@@ -18,6 +18,10 @@ use crate::queue::Queued;
 const ENDED: u32 = 1 << 0;
 /// Its owner has paused it.
 const PAUSED: u32 = 1 << 1;
+/// Somebody looks into it: one at a time.
+const INSPECTED: u32 = 1 << 2;
+/// Whoever looks into it holds it.
+const HELD: u32 = 1 << 3;
 
 /// What a worker asks of a guest before each entry, in one load.
 #[derive(Debug, Default)]
@@ -108,7 +112,7 @@ impl Guest {
         self.flags.has(PAUSED)
     }
 
-    /// Waits at most so long until the guest, which was paused or has ended, has left its cores. Returns whether it has; `false` at once when it
+    /// Waits at most so long until the guest, which was paused or held or has ended, has left its cores. Returns whether it has; `false` at once when it
     /// may run. A core that waits for its turn is put aside when that comes, so that on a busy cell this can take as long as a round of all guests.
     #[must_use]
     pub fn wait_until_held(&self, most: Duration) -> bool {
@@ -123,7 +127,7 @@ impl Guest {
 
     /// Whether it may not run now.
     fn is_kept_off(&self) -> bool {
-        self.flags.has(ENDED | PAUSED)
+        self.flags.has(ENDED | PAUSED | HELD)
     }
 
     /// Whether it may not run, and no core is on a processor or waits for one.
@@ -153,7 +157,25 @@ impl Guest {
 
     /// Whether a core may not be entered now. Where that changes, whoever changes it looks into the slots afterwards.
     pub(crate) fn must_hold(&self, _core: u32) -> bool {
-        self.flags.has(PAUSED)
+        self.flags.has(PAUSED | HELD)
+    }
+
+    /// Whether the caller is the one who looks into it from now on.
+    pub(crate) fn begin_inspection(&self) -> bool {
+        !self.flags.set(INSPECTED)
+    }
+
+    /// Nobody looks into it any longer, so that it goes on.
+    pub(crate) fn end_inspection(&self) {
+        self.flags.clear(HELD | INSPECTED);
+        self.let_go();
+    }
+
+    /// Whoever looks into it holds it.
+    pub(crate) fn hold(&self) {
+        if !self.flags.set(HELD) {
+            self.call_out();
+        }
     }
 
     /// Takes a core that was put aside out of its slot, if it may run.

@@ -12,7 +12,7 @@
 //!   `queue`: what others see of a worker: who waits for it, and until when.
 //! - `machines`: the pool of machines that guests run on one after the other; `ahead`: those that have a new guest's memory already.
 //! - [`image`]: images; `templates`: guests that others start from. [`spec`]: how cells and guests are set up.
-//! - `hold`: guests that are kept off the processors for a while.
+//! - `hold`: guests that are kept off the processors for a while. [`inspect`]: looking into them meanwhile.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -33,6 +33,7 @@ pub mod guest;
 mod hold;
 mod hypercalls;
 pub mod image;
+pub mod inspect;
 mod machines;
 mod network;
 mod queue;
@@ -46,12 +47,14 @@ mod vigil;
 mod worker;
 
 pub use cell::{Cell, CellError};
-pub use foraker_image::symbols;
+pub use foraker_image::{Rights, symbols};
+pub use foraker_machine::Saved;
 pub use foraker_memory::Pages;
 pub use foraker_net::trace;
 pub use foraker_policy::cpu::Grain;
 pub use guest::{Guest, ProcessorSpec};
 pub use image::LoadedImage;
+pub use inspect::{InspectError, Inspection};
 pub use network::Service;
 pub use report::{Cause, CounterValues, End, Fault};
 pub use spec::{Config, GuestSpec, NetworkConfig, NetworkSpec};

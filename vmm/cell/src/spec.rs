@@ -101,6 +101,8 @@ pub struct GuestSpec {
     pub immediate: bool,
     /// It is paused before its first instruction.
     pub paused: bool,
+    /// Should it fault, the state of all its cores is kept with its memory until it is forgotten, so that a dump is complete.
+    pub keep_core: bool,
     /// Whose it is, if it may start from where another guest of the same owner was `ready`, and others from where it is.
     pub from_template: Option<String>,
 }
@@ -124,6 +126,7 @@ impl GuestSpec {
             memory_provision: None,
             immediate: false,
             paused: false,
+            keep_core: false,
             from_template: None,
         }
     }

@@ -107,7 +107,8 @@ impl Worker {
                 // A guest of several cores keeps its machine.
                 Seat::Away(_) => rests(CoreState::Gone),
             },
-            Left::Ended(vcore) => {
+            Left::Ended(mut vcore) => {
+                guest.keep_core(&mut vcore);
                 rests(CoreState::Gone);
                 self.cell.take_back(vcore);
             }

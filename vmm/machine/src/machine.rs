@@ -37,6 +37,10 @@ const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
 /// RFLAGS of a guest: the reserved bit, and IF, which nothing looks at but which a guest can read, so that it is the same on every back
 /// end. IOPL stays 0: the I/O bitmap alone opens the ports of the contract, so that another port, `cli` and `sti` are faults everywhere.
 const RFLAGS: u64 = 1 << 1 | 1 << 9;
+/// Bits of RFLAGS that are a program's own: arithmetic, direction, alignment check, identification.
+const RFLAGS_OF_PROGRAM: u64 = 0x8d5 | 1 << 10 | 1 << 18 | 1 << 21;
+/// The trap flag: the processor raises a debug exception after the next instruction.
+const RFLAGS_TRAP: u64 = 1 << 8;
 /// Bits of RFLAGS that an upcall clears: trap, direction, alignment check.
 const RFLAGS_CLEARED: u64 = 1 << 8 | 1 << 10 | 1 << 18;
 
@@ -101,8 +105,25 @@ impl Machine {
     /// The host refuses.
     pub fn attach(&self, memory: &Arc<GuestMemory>) -> Result<(), MachineError> {
         let mut attached = self.attached();
-        let [common, own] = memory.slots();
-        let shared = memory.template().shared();
+        self.share(&mut attached, memory)?;
+        let [_, own] = memory.slots();
+        self.set_slot(1, &own, own.size)?;
+        attached.memory = Some(Arc::clone(memory));
+        Ok(())
+    }
+
+    /// Gives the VM what its guest, whose memory it has, shares with others, if that is no longer what it was: the guest has a copy of its own now. No core
+    /// may be running.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn share_anew(&self, memory: &GuestMemory) -> Result<(), MachineError> {
+        self.share(&mut self.attached(), memory)
+    }
+
+    fn share(&self, attached: &mut Attached, memory: &GuestMemory) -> Result<(), MachineError> {
+        let [common, _] = memory.slots();
+        let shared = memory.shared();
         if attached.shared.as_ref().is_none_or(|there| !Arc::ptr_eq(there, shared)) {
             if attached.shared.is_some() {
                 self.set_slot(0, &common, 0)?;
@@ -110,8 +131,6 @@ impl Machine {
             self.set_slot(0, &common, common.size)?;
             attached.shared = Some(Arc::clone(shared));
         }
-        self.set_slot(1, &own, own.size)?;
-        attached.memory = Some(Arc::clone(memory));
         Ok(())
     }
 
@@ -128,7 +147,13 @@ impl Machine {
     pub fn detach(&self) -> Result<(), MachineError> {
         let mut attached = self.attached();
         if let Some(memory) = &attached.memory {
-            self.set_slot(1, &memory.slots()[1], 0)?;
+            let [common, own] = memory.slots();
+            self.set_slot(1, &own, 0)?;
+            // Nobody else has this.
+            if attached.shared.as_ref().is_some_and(|there| there.is_private()) {
+                self.set_slot(0, &common, 0)?;
+                attached.shared = None;
+            }
             attached.memory = None;
         }
         Ok(())
@@ -237,6 +262,11 @@ pub(crate) fn special_registers(index: u32, page_tables: u64, task_state_type: u
         apic_base: 0xfee0_0800 | if index == 0 { 0x100 } else { 0 },
         ..Default::default()
     }
+}
+
+/// Flags of which what is not a program's own is as the architecture has it.
+pub(crate) fn checked_flags(rflags: u64) -> u64 {
+    rflags & RFLAGS_OF_PROGRAM | RFLAGS
 }
 
 /// One virtual CPU.
@@ -357,6 +387,27 @@ impl Core {
             r.rsp = stack;
             r.rflags &= !RFLAGS_CLEARED;
         });
+    }
+
+    /// Has the core raise a debug exception after its next instruction, or no longer.
+    pub fn set_trap(&mut self, trap: bool) {
+        self.change(|r| {
+            r.rflags &= !RFLAGS_TRAP;
+            if trap {
+                r.rflags |= RFLAGS_TRAP;
+            }
+        });
+    }
+
+    /// The instruction that exited is done, and the debug exception that the trap flag has it raise is not: some back ends deliver that at the next
+    /// entry.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn forget_trap(&mut self) -> Result<(), MachineError> {
+        self.set_trap(false);
+        self.complete_exit()?;
+        self.fd.set_vcpu_events(&kvm_vcpu_events::default()).map_err(failed("reset pending events"))
     }
 
     /// The address of the last page fault (CR2).

@@ -475,21 +475,38 @@ impl Range {
 
     /// The pages that are there, as ranges of offsets.
     pub(crate) fn present(&self) -> Vec<std::ops::Range<u64>> {
-        let Some(file) = &self.arena.file else { return std::iter::once(0..self.size).collect() };
-        let (start, end) = (self.offset, self.offset + self.size);
+        let mut all: Vec<std::ops::Range<u64>> = Vec::new();
+        while let Some(next) = self.next_present(all.last().map_or(0, |last| last.end)) {
+            all.push(next);
+        }
+        all
+    }
+
+    /// The next pages that are there from an offset on. For an arena without a file, where nobody knows, all.
+    pub(crate) fn next_present(&self, from: u64) -> Option<std::ops::Range<u64>> {
+        let (from, bytes) = self.part(from, u64::MAX);
+        let (start, end) = (self.offset, from + bytes);
+        let Some(file) = &self.arena.file else {
+            return Some(from - start..end - start).filter(|range| !range.is_empty());
+        };
         let seek = |from: u64, whence| {
             let from = libc::off_t::try_from(from).ok()?;
             // SAFETY: a call on an open descriptor; its position is nobody's concern.
             u64::try_from(unsafe { libc::lseek(file.as_raw_fd(), from, whence) }).ok()
         };
-        let mut all = Vec::new();
-        let mut at = start;
-        while let Some(data) = seek(at, libc::SEEK_DATA).filter(|data| *data < end) {
-            let hole = seek(data, libc::SEEK_HOLE).unwrap_or(end).min(end);
-            all.push(data - start..hole - start);
-            at = hole;
-        }
-        all
+        let data = seek(from, libc::SEEK_DATA).filter(|data| *data < end)?;
+        let hole = seek(data, libc::SEEK_HOLE).unwrap_or(end).min(end);
+        Some(data - start..hole - start)
+    }
+
+    /// Whether the page at an offset is there.
+    pub(crate) fn has(&self, page: u64) -> bool {
+        self.next_present(page).is_some_and(|range| range.start <= page)
+    }
+
+    /// What a page holds that is missing, by what the template says.
+    pub(crate) fn missing<'a>(&self, template: Content<'a>, at: u64) -> Content<'a> {
+        self.bounds.content(at, template)
     }
 
     /// Copies what is at an offset.

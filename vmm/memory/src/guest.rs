@@ -1,8 +1,8 @@
 //! One guest's memory, and the only way to its bytes.
 
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use foraker_abi::control::CoreControl;
 use foraker_abi::layout::{
@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegio
 use crate::MemoryError;
 use crate::arena::{Arena, Range};
 use crate::plan::{Plan, STACK_TOP};
+use crate::shared::Shared;
 use crate::template::{Template, as_size};
 
 /// A piece of guest-physical memory, as KVM wants it.
@@ -47,6 +48,8 @@ pub struct GuestMemory {
     range: Range,
     readable: GuestMemoryMmap,
     writable: GuestMemoryMmap,
+    /// A copy of its own of what it shares with others.
+    private_copy: OnceLock<Arc<Shared>>,
 }
 
 impl GuestMemory {
@@ -88,6 +91,7 @@ impl GuestMemory {
             template: Arc::clone(template),
             plan,
             range,
+            private_copy: OnceLock::new(),
         })
     }
 
@@ -122,6 +126,21 @@ impl GuestMemory {
         &self.template
     }
 
+    /// What it shares with others, or its own copy of that.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        self.private_copy.get().unwrap_or(self.template.shared())
+    }
+
+    pub(crate) fn private_copy(&self) -> Option<&Arc<Shared>> {
+        self.private_copy.get()
+    }
+
+    /// The first one stays.
+    pub(crate) fn keep_private_copy(&self, copy: Arc<Shared>) {
+        let _ = self.private_copy.set(copy);
+    }
+
     pub(crate) fn range(&self) -> &Range {
         &self.range
     }
@@ -142,7 +161,7 @@ impl GuestMemory {
     #[must_use]
     pub fn slots(&self) -> [Slot; 2] {
         [
-            self.template.shared().slot(),
+            self.shared().slot(),
             Slot { address: self.plan.memory_start, size: self.plan.memory_size, host: self.range.as_ptr() },
         ]
     }

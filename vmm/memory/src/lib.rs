@@ -5,7 +5,7 @@
 //! - [`plan`]: where everything lies in one guest's address space.
 //! - [`shared`]: the read-only part that all guests of an image share: supervisor pages, text, read-only data.
 //! - [`tables`]: page tables, built once before the guest runs and out of its reach.
-//! - [`guest`]: one guest's memory, and the only way to its bytes.
+//! - [`guest`]: one guest's memory, and the only way to its bytes. `look`: the way of dumps and debuggers.
 //!
 //! No Rust reference to bytes that a guest can write ever exists, except to atomics: everything goes through `vm-memory`'s
 //! volatile access or through raw pointers.
@@ -21,6 +21,7 @@
 
 pub mod arena;
 pub mod guest;
+mod look;
 pub mod plan;
 pub mod shared;
 pub mod tables;

@@ -33,8 +33,8 @@ pub struct Shared {
     start: u64,
     /// What KVM gives to machines.
     guests: Mapping,
-    /// What the VMM reads.
-    own: Mapping,
+    /// What the VMM reads. None where it may write, too: a copy for a guest of its own.
+    own: Option<Mapping>,
 }
 
 #[derive(Debug)]
@@ -43,7 +43,8 @@ struct Mapping {
     size: usize,
 }
 
-// SAFETY: nobody writes to either mapping after `Shared::new`, and they live as long as the value.
+// SAFETY: nobody writes to either mapping after `Shared::new`, but for the debugger of a guest that has a copy of its own and does not run; they live as
+// long as the value.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -79,7 +80,7 @@ impl Shared {
             Ok(Mapping { base: base.cast(), size })
         };
         let (guests, own) = (map(libc::PROT_READ | libc::PROT_WRITE)?, map(libc::PROT_READ)?);
-        let shared = Shared { start, guests, own };
+        let shared = Shared { start, guests, own: Some(own) };
         if plan.tables.start == start {
             shared.fill(start, tables);
         }
@@ -90,6 +91,42 @@ impl Shared {
             shared.fill(s.address, &s.content);
         }
         Ok(shared)
+    }
+
+    /// A copy for one guest alone, for as long as it is debugged: breakpoints are written into it.
+    ///
+    /// # Errors
+    /// The host has no memory to give.
+    pub(crate) fn copy(&self) -> Result<Shared, MemoryError> {
+        let size = self.guests.size;
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(MemoryError::Map(std::io::Error::last_os_error()));
+        }
+        let copy = Shared { start: self.start, guests: Mapping { base: base.cast(), size }, own: None };
+        // SAFETY: two mappings of this size; nobody writes to the one, and nobody knows the other yet.
+        unsafe { std::ptr::copy_nonoverlapping(self.guests.base, copy.guests.base, size) };
+        Ok(copy)
+    }
+
+    /// Whether this is one guest's alone.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.own.is_none()
+    }
+
+    /// Where an address is for who may read, or write a copy; none unless so many bytes from there are within it.
+    pub(crate) fn place(&self, address: u64, bytes: usize) -> Option<*mut u8> {
+        let offset = usize::try_from(address.checked_sub(self.start)?).ok()?;
+        let within = offset.checked_add(bytes).is_some_and(|end| end <= self.guests.size);
+        within.then(|| self.readable().base.wrapping_add(offset))
+    }
+
+    fn readable(&self) -> &Mapping {
+        self.own.as_ref().unwrap_or(&self.guests)
     }
 
     fn fill(&self, address: u64, bytes: &[u8]) {
@@ -103,13 +140,13 @@ impl Shared {
     /// First byte, the one at `SUPERVISOR_BASE`, to be read.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.own.base.wrapping_add(self.before())
+        self.readable().base.wrapping_add(self.before())
     }
 
     /// Bytes from there on, a multiple of the page size.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.own.size - self.before()
+        self.guests.size - self.before()
     }
 
     /// Bytes in front of it.

@@ -259,6 +259,12 @@ impl Template {
         }
     }
 
+    /// The next offsets, from one on, that have content.
+    pub(crate) fn next_content(&self, from: u64) -> Option<Range<u64>> {
+        let run = self.runs.get(self.runs.partition_point(|run| run.end() <= from))?;
+        Some(run.offset.max(from)..run.end())
+    }
+
     /// The contents of a range of offsets, piece by piece.
     pub(crate) fn pieces(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Content<'_>)> {
         let mut at = range.start;

@@ -22,9 +22,10 @@ pub(super) const PACKAGE: &str = "foraker-tests";
 /// Tells a suite which KVM it runs on: `host` or `stock`.
 const BACK_END: &str = "BACK_END";
 /// Suites that do not run in QEMU, and why.
-const HOST_ONLY: [(&str, &str); 3] = [
+const HOST_ONLY: [(&str, &str); 4] = [
     ("clients", "needs programs of the host"),
     ("beside", "has a thousand guests, too many for an emulated processor"),
+    ("gdb", "needs gdb, which is a program of the host"),
     ("soak", "has some hundred guests that come and go, too many for an emulated processor"),
 ];
 /// How long one test program may take, here or in QEMU.
@@ -143,16 +144,13 @@ pub(crate) fn usable_kvm() -> Result<(), String> {
 fn programs(workspace: &Workspace) -> Result<Vec<Executable>> {
     let mut built = workspace.build(workspace.cargo(&["test", "--no-run", "--package", PACKAGE]))?;
     // What no user can see, and needs a KVM all the same.
-    built.extend(workspace.build(workspace.cargo(&[
-        "test",
-        "--no-run",
-        "--package",
-        "foraker-cell",
-        "--test",
-        "reset",
-        "--test",
-        "pause",
-    ]))?);
+    for (package, tests) in [
+        ("foraker-cell", ["--test", "reset", "--test", "pause"].as_slice()),
+        ("foraker-debug", &["--test", "gdb"]),
+    ] {
+        let arguments = ["test", "--no-run", "--package", package];
+        built.extend(workspace.build(workspace.cargo(&[&arguments, tests].concat()))?);
+    }
     built.retain(|program| program.kind.iter().any(|kind| kind == "test" || kind == "lib"));
     built.sort_by(|a, b| a.name.cmp(&b.name));
     if built.is_empty() {

@@ -1,0 +1,21 @@
+//! Debugging guests.
+//!
+//! - [`dump`]: a guest's memory and registers in a file that `gdb IMAGE FILE` opens.
+//! - `signal`: what a debugger calls a fault.
+//!
+//! What is read of a guest was the guest's to choose, and is passed on as it is: a debugger has to cope with it. No guest decides how much of this
+//! process it takes: everything is done in pieces of a fixed size.
+#![warn(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+pub mod dump;
+mod signal;
+
+pub use dump::{DumpError, Dumped, dump};
