@@ -23,6 +23,8 @@ pub const EXCEPTIONS: [(u8, &str, &str, bool); 15] = [
 pub const ERROR_CODE_VECTORS: u32 =
     1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 
+/// Debug exception: the trap flag was set.
+pub const DB: u8 = 1;
 /// Invalid opcode.
 pub const UD: u8 = 6;
 /// Breakpoint: a gate that CPL 3 may call (`int3`).

@@ -18,6 +18,7 @@ use crate::allocation::{self, Allocation};
 use crate::cell::Shared;
 use crate::clock::Clock;
 use crate::console::LineBuffer;
+use crate::debugger::Debugging;
 use crate::hold::Flags;
 use crate::inspect::KeptCores;
 use crate::queue::{DeadlineKey, Queued};
@@ -65,6 +66,8 @@ pub struct Guest {
     pub(crate) allocation: Allocation,
     /// Where the state of its cores is kept should it fault, if it is wanted.
     pub(crate) kept: Option<Box<KeptCores>>,
+    /// What it shares with its debugger, if it has one. A leaf among the locks.
+    pub(crate) debugging: Mutex<Option<Box<Debugging>>>,
 }
 
 /// A guest's part of the processors.
@@ -212,6 +215,7 @@ impl Guest {
             end: OnceLock::new(),
             flags: Flags::default(),
             allocation: Allocation::default(),
+            debugging: Mutex::default(),
             kept: parts.keep_core.then(Box::default),
         }
     }
@@ -253,6 +257,12 @@ impl Guest {
             }
         }
         all
+    }
+
+    /// How many cores it has, whether they were started or not.
+    #[must_use]
+    pub fn cores(&self) -> usize {
+        self.cores.len()
     }
 
     /// When its first instruction ran, if it has: the moment before its machine was entered for the first time.
@@ -381,6 +391,9 @@ impl Guest {
             cell.call_workers_of(self);
             cell.on_guest_end(self);
             cell.waiters.tell();
+        }
+        if self.is_debugged() {
+            self.tell_debugger();
         }
     }
 

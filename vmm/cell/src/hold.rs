@@ -22,6 +22,8 @@ const PAUSED: u32 = 1 << 1;
 const INSPECTED: u32 = 1 << 2;
 /// Whoever looks into it holds it.
 const HELD: u32 = 1 << 3;
+/// It has a debugger.
+const DEBUGGED: u32 = 1 << 4;
 
 /// What a worker asks of a guest before each entry, in one load.
 #[derive(Debug, Default)]
@@ -156,8 +158,29 @@ impl Guest {
     }
 
     /// Whether a core may not be entered now. Where that changes, whoever changes it looks into the slots afterwards.
-    pub(crate) fn must_hold(&self, _core: u32) -> bool {
-        self.flags.has(PAUSED | HELD)
+    pub(crate) fn must_hold(&self, core: u32) -> bool {
+        self.flags.has(PAUSED | HELD) || self.is_debugged() && self.stays(core)
+    }
+
+    /// Whether it has a debugger.
+    pub(crate) fn is_debugged(&self) -> bool {
+        self.flags.has(DEBUGGED)
+    }
+
+    /// The guest, which is held, has a debugger from now on.
+    pub(crate) fn begin_debugging(&self) {
+        self.flags.set(DEBUGGED);
+    }
+
+    /// It has no debugger any longer, and is still held.
+    pub(crate) fn end_debugging(&self) {
+        self.flags.clear(DEBUGGED);
+    }
+
+    /// Whoever looks into it lets it go on, and will hold it again.
+    pub(crate) fn let_go_held(&self) {
+        self.flags.clear(HELD);
+        self.let_go();
     }
 
     /// Whether the caller is the one who looks into it from now on.

@@ -33,12 +33,18 @@ pub enum InspectError {
     /// The guest cannot reach this.
     #[error("{0:#x} is not within the guest's memory, or not to be written")]
     Address(u64),
+    /// There are too many.
+    #[error("{0} breakpoints are the most")]
+    Breakpoints(usize),
     /// The host.
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// The host.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The host refused something else.
+    #[error("{0}: {1}")]
+    Os(&'static str, std::io::Error),
 }
 
 /// The state of the cores of a guest that has ended with a fault.
@@ -166,7 +172,11 @@ impl Inspection {
     /// Copies what the guest would read there, as far as it can. Returns how many bytes.
     #[must_use]
     pub fn read(&self, address: u64, to: &mut [u8]) -> usize {
-        self.guest.memory.peek(address, to)
+        let done = self.guest.memory.peek(address, to);
+        if let Some(read) = to.get_mut(..done) {
+            self.guest.hide_breakpoints(address, read);
+        }
+        done
     }
 
     /// Writes to the guest's memory: where it can write itself, and into its text and read-only data.
@@ -183,6 +193,7 @@ impl Inspection {
             self.share_anew()?;
         }
         if memory.poke(address, bytes) {
+            self.guest.keep_breakpoints(address, bytes);
             return Ok(());
         }
         Err(InspectError::Address(address))

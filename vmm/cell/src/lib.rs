@@ -12,7 +12,8 @@
 //!   `queue`: what others see of a worker: who waits for it, and until when.
 //! - `machines`: the pool of machines that guests run on one after the other; `ahead`: those that have a new guest's memory already.
 //! - [`image`]: images; `templates`: guests that others start from. [`spec`]: how cells and guests are set up.
-//! - `hold`: guests that are kept off the processors for a while. [`inspect`]: looking into them meanwhile.
+//! - `hold`: guests that are kept off the processors for a while. [`inspect`]: looking into them meanwhile; [`debugger`]: stopping them where
+//!   they are to stop.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
 //! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
@@ -28,6 +29,7 @@ pub mod cell;
 pub mod clock;
 pub mod console;
 mod contention;
+pub mod debugger;
 mod errand;
 pub mod guest;
 mod hold;
@@ -47,6 +49,7 @@ mod vigil;
 mod worker;
 
 pub use cell::{Cell, CellError};
+pub use debugger::{Debugger, Go, Stop, Why};
 pub use foraker_image::{Rights, symbols};
 pub use foraker_machine::Saved;
 pub use foraker_memory::Pages;

@@ -167,8 +167,12 @@ impl Worker {
             let end = self.mine().before_entry(self.next_event(guest, entered, soonest), entered);
             self.cell.before_entry(guest, end.is_some());
             guest.announce_end(end);
+            let debugged = guest.is_debugged();
+            let stepping = if debugged { guest.before_debugged_entry(index, core) } else { None };
             // After the notice of the end, which may be what the guest wants to be called for.
-            if let Err(fault) = deliver_upcall(guest, index, core) {
+            if stepping.is_none()
+                && let Err(fault) = deliver_upcall(guest, index, core)
+            {
                 guest.fault(*fault);
                 return Left::Ended(vcore);
             }
@@ -178,6 +182,10 @@ impl Worker {
             let stalled = overrun(inside, end);
             self.mine().after_exit();
             guest.counters().exits.fetch_add(1, Ordering::Relaxed);
+            if debugged && let Err(e) = guest.after_debugged_exit(index, core, stepping, exit) {
+                guest.finish(End::Killed(format!("its debugger cannot go on: {e}")));
+                return Left::Broken;
+            }
             let after = match exit {
                 Exit::Hypercall => {
                     self.cell.note_entry(inside);
@@ -203,8 +211,12 @@ impl Worker {
                 }
                 Exit::Fault(_) | Exit::Port | Exit::Shutdown | Exit::Broken(_) => {
                     let fault = fault_of(guest, index, core, exit);
-                    guest.fault(fault);
-                    After::Ended
+                    if debugged && matches!(exit, Exit::Fault(_)) && guest.trap(core, stepping, &fault) {
+                        After::Continue
+                    } else {
+                        guest.fault(fault);
+                        After::Ended
+                    }
                 }
             };
             // Before the time is taken: what a guest has others do for it is its own time.

@@ -1,6 +1,7 @@
 //! Debugging guests.
 //!
 //! - [`dump`]: a guest's memory and registers in a file that `gdb IMAGE FILE` opens.
+//! - [`gdb`]: gdb's remote protocol, for a guest that runs.
 //! - `signal`: what a debugger calls a fault.
 //!
 //! What is read of a guest was the guest's to choose, and is passed on as it is: a debugger has to cope with it. No guest decides how much of this
@@ -16,6 +17,8 @@
 )]
 
 pub mod dump;
+pub mod gdb;
 mod signal;
 
 pub use dump::{DumpError, Dumped, dump};
+pub use gdb::{DebugError, Session, serve};

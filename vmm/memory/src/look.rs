@@ -70,6 +70,12 @@ impl GuestMemory {
         true
     }
 
+    /// Whether the guest has instructions there.
+    #[must_use]
+    pub fn is_text(&self, address: u64) -> bool {
+        self.visible().any(|(range, rights)| rights == Rights::Execute && range.contains(&address))
+    }
+
     /// Within a range of what the guest can reach, the next part that may hold anything but zeros: whole pages, as far as they have that in common.
     #[must_use]
     pub fn next_content(&self, range: Range<u64>) -> Option<Range<u64>> {

@@ -145,7 +145,7 @@ fn programs(workspace: &Workspace) -> Result<Vec<Executable>> {
     let mut built = workspace.build(workspace.cargo(&["test", "--no-run", "--package", PACKAGE]))?;
     // What no user can see, and needs a KVM all the same.
     for (package, tests) in [
-        ("foraker-cell", ["--test", "reset", "--test", "pause"].as_slice()),
+        ("foraker-cell", ["--test", "reset", "--test", "pause", "--test", "debugger"].as_slice()),
         ("foraker-debug", &["--test", "gdb"]),
     ] {
         let arguments = ["test", "--no-run", "--package", package];
