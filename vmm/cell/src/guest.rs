@@ -9,6 +9,7 @@ use foraker_abi::registers::{Counters, Registers, Schedule};
 use foraker_machine::{Core, Machine, Saved};
 use foraker_memory::GuestMemory;
 use foraker_net::Port;
+use foraker_net::trace::Tracer;
 use foraker_policy::cpu::{Account, DEFAULT_SHARE, Grain};
 use foraker_policy::rate::Rate;
 use foraker_policy::token_bucket::TokenBucket;
@@ -60,6 +61,8 @@ pub struct Guest {
     limit_clock: AtomicU64,
     promise_clock: AtomicU64,
     end: OnceLock<End>,
+    /// What happens to it is recorded here.
+    pub(crate) tracer: Tracer,
     /// Whether it has ended, and whether it may run.
     pub(crate) flags: Flags,
     /// How much of its memory it has.
@@ -213,6 +216,7 @@ impl Guest {
             limit_clock: AtomicU64::new(0),
             promise_clock: AtomicU64::new(0),
             end: OnceLock::new(),
+            tracer: Tracer::default(),
             flags: Flags::default(),
             allocation: Allocation::default(),
             debugging: Mutex::default(),
@@ -336,6 +340,7 @@ impl Guest {
             if schedule.running.load(Ordering::Relaxed) & (1 << core) != 0
                 && control.upcall_mask.load(Ordering::Relaxed) & interrupt::PREEMPT != 0
             {
+                self.trace_interrupts(core, interrupt::PREEMPT);
                 foraker_memory::guest::raise(control, interrupt::PREEMPT);
             }
         }
@@ -443,6 +448,7 @@ impl Guest {
     /// launched with immediate delivery: then it is called out.
     pub fn raise(&self, core: u32, bits: u64) {
         let Some(slot) = self.cores.get(core as usize) else { return };
+        self.trace_interrupts(core, bits);
         foraker_memory::guest::raise(self.memory.control(core), bits);
         if slot.idle.load(Ordering::SeqCst) {
             self.wake(core);

@@ -16,7 +16,7 @@
 //!   they are to stop.
 //! - `hypercalls`: what a guest may ask for.
 //! - `network`: who serves the rings: workers at exits, or the uplink's thread. `subnet`: its TAP device; `addresses`: who gets which; `throttled`: who is above a limit.
-//! - [`clock`], [`console`], [`report`]: time, output, how a guest ended.
+//! - [`clock`], [`console`], [`report`], [`trace`]: time, output, how a guest ended, and what it did.
 //!
 //! Lock order: a core's slot, then a run queue, then whatever is a leaf (console, end events).
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -44,6 +44,7 @@ pub mod spec;
 mod subnet;
 mod templates;
 mod throttled;
+pub mod trace;
 mod urgency;
 mod vigil;
 mod worker;
@@ -53,7 +54,6 @@ pub use debugger::{Debugger, Go, Stop, Why};
 pub use foraker_image::{Rights, symbols};
 pub use foraker_machine::Saved;
 pub use foraker_memory::Pages;
-pub use foraker_net::trace;
 pub use foraker_policy::cpu::Grain;
 pub use guest::{Guest, ProcessorSpec};
 pub use image::LoadedImage;
@@ -61,3 +61,4 @@ pub use inspect::{InspectError, Inspection};
 pub use network::Service;
 pub use report::{Cause, CounterValues, End, Fault};
 pub use spec::{Config, GuestSpec, NetworkConfig, NetworkSpec};
+pub use trace::Trace;

@@ -182,6 +182,7 @@ impl Worker {
             let stalled = overrun(inside, end);
             self.mine().after_exit();
             guest.counters().exits.fetch_add(1, Ordering::Relaxed);
+            guest.trace_exit(index, exit, || core.registers().rax);
             if debugged && let Err(e) = guest.after_debugged_exit(index, core, stepping, exit) {
                 guest.finish(End::Killed(format!("its debugger cannot go on: {e}")));
                 return Left::Broken;
@@ -293,6 +294,7 @@ impl Worker {
             _ => until,
         };
         if !self.cell.set_deadline(&mut vcore, self.index, sleep, until) {
+            guest.trace_interrupts(vcore.index, interrupt::TIMER);
             foraker_memory::guest::raise(control, interrupt::TIMER);
             return Some(vcore);
         }

@@ -12,6 +12,7 @@ use foraker_abi::hypercall::{IDLE, PORT, RESOURCES, TERMINATE};
 use foraker_abi::interrupt;
 use foraker_abi::layout::{CONTROL, REGISTERS};
 use foraker_abi::registers::Registers;
+use foraker_cell::trace::Event;
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, ProcessorSpec};
 
 mod asm;
@@ -220,7 +221,7 @@ fn a_guest_is_killed_while_it_is_paused_and_its_machine_goes_to_the_next() {
         guest.resume();
         assert!(guest.has_ended());
         cell.forget(&guest);
-        assert_eq!(Arc::strong_count(&guest), 1, "something still holds it");
+        until("nothing holds it", || Arc::strong_count(&guest) == 1);
     }
 }
 
@@ -304,6 +305,36 @@ fn a_paused_guest_does_without_its_machine() {
     assert!(first.wait_until_held(SOON));
     kill(&first);
     kill(&second);
+}
+
+#[test]
+fn a_trace_tells_what_a_guest_did_and_when() {
+    let cell = cell(plain(1));
+    // SAFETY: labels defined above.
+    let image = unsafe { image(&pause_nap, &pause_nap_end) };
+    let guest = cell.start(&GuestSpec { paused: true, ..spec(image) }).unwrap();
+    assert!(guest.wait_until_held(SOON));
+    let mut trace = guest.trace(100).unwrap();
+    assert!(guest.trace(100).is_none(), "there is one at a time");
+    guest.resume();
+    assert_eq!(status(&guest), interrupt::TIMER);
+    assert!(guest.wait_until_held(SOON));
+    let mut all = Vec::new();
+    while let Some(happened) = trace.take() {
+        eprintln!("{happened}");
+        all.push(happened);
+    }
+    let of =
+        |event| all.iter().find(|happened| happened.event == event).unwrap_or_else(|| panic!("no {event:?}"));
+    let (idle, timer, end) = (
+        of(Event::Hypercall(IDLE as u32)),
+        of(Event::Raised(interrupt::TIMER as u32)),
+        of(Event::Hypercall(TERMINATE as u32)),
+    );
+    assert!(idle.at < timer.at && timer.at < end.at && timer.at >= 300_000_000, "{all:?}");
+    assert_eq!(trace.dropped(), 0);
+    drop(trace);
+    assert!(guest.trace(1).is_some());
 }
 
 /// Whatever happens to a guest in whatever order: it goes on after the last resume, or ends when it is killed.

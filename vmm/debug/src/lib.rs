@@ -1,6 +1,6 @@
 //! Debugging guests.
 //!
-//! - [`dump`]: a guest's memory and registers in a file that `gdb IMAGE FILE` opens.
+//! - [`mod@dump`]: a guest's memory and registers in a file that `gdb IMAGE FILE` opens.
 //! - [`gdb`]: gdb's remote protocol, for a guest that runs.
 //! - `signal`: what a debugger calls a fault.
 //!

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use foraker_cell::trace::Event;
 use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec};
 use foraker_debug::{DebugError, DumpError, Dumped, Session, dump, serve};
 
@@ -197,6 +198,7 @@ fn gdb_debugs_a_server_and_leaves_it_as_it_was() {
     let (here, there) = (address(&guest), address(&other));
     until("it answers", || request(here).is_ok_and(|line| line.contains("200")));
     let (socket, sign) = (Scratch::new("socket"), Scratch::new("sign"));
+    let mut trace = other.trace(1000).unwrap();
     let session = served(&socket, &guest);
     let mut answer = None;
     let said = gdb_meanwhile(
@@ -228,6 +230,13 @@ fn gdb_debugs_a_server_and_leaves_it_as_it_was() {
     assert!(frame.contains("take"), "{frame}");
     assert!(said.contains("core 0 of httpd") && said.contains("detached"), "{said}");
     assert!(!said.contains("Cannot") && !said.contains("rror"), "{said}");
+    let events: Vec<Event> = std::iter::from_fn(|| trace.take()).map(|happened| happened.event).collect();
+    let is = |of: fn(&Event) -> bool| events.iter().any(of);
+    assert!(
+        is(|event| matches!(event, Event::Received(60..=1514)))
+            && is(|event| matches!(event, Event::Sent(60..=65535))),
+        "{events:?}"
+    );
     assert_eq!(session.join().unwrap().unwrap(), Session::Detached);
     // What came while it stood was not lost, and it is as it was before.
     assert!(answer.unwrap().join().unwrap().unwrap().contains("200"));

@@ -23,7 +23,7 @@ use crate::notices::Notices;
 use crate::parts::{Parts, Places, Whole};
 use crate::receive::{Delivery, FRONT, ReceiveQueue, Slots};
 use crate::ring::RingFault;
-use crate::trace::{self, Point};
+use crate::trace::{self, Point, Tracer};
 use crate::transmit::TransmitQueue;
 
 /// Frames after which a batch shows the guest what it has done so far, so that the guest works in parallel.
@@ -99,6 +99,8 @@ pub struct Port {
     rx: Mutex<Option<ReceiveHalf>>,
     /// Frames wait for buffers.
     waited_for: AtomicBool,
+    /// Frames that come and go are recorded here.
+    tracer: Tracer,
     tx: Mutex<Option<TransmitHalf>>,
 }
 
@@ -157,6 +159,7 @@ impl Port {
                 told: None,
             })),
             waited_for: AtomicBool::new(false),
+            tracer: Tracer::default(),
             tx: Mutex::new(Some(TransmitHalf {
                 queue: tx,
                 bytes: limits.tx_bandwidth.map(byte_bucket),
@@ -212,6 +215,12 @@ impl Port {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Where its frames are recorded if somebody wants that.
+    #[must_use]
+    pub fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// Tells the guest whether somebody looks at its transmit ring, so that it need not ring the doorbell. After
@@ -507,6 +516,7 @@ impl<'a> Batch<'a> {
     /// Counts a delivered frame, and shows the guest what there is if that is enough.
     #[inline]
     fn count(&mut self, length: usize) {
+        self.port.tracer.pass(Point::Delivered, length);
         self.news = News::Some;
         self.frames += 1;
         self.bytes += u64::try_from(length).unwrap_or(0);

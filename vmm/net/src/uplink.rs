@@ -385,6 +385,7 @@ impl<L: Link> Uplink<L> {
                 return Ok(Served::More);
             }
             trace::pass(Point::Taken, frame.length());
+            port.tracer().pass(Point::Taken, frame.length());
             match self.send(half, port, &mut frame, now_ns, notices) {
                 Ok(Way::Uplink) => {
                     sent.add(frame.length());
