@@ -8,14 +8,15 @@ use crate::{process, workspace::Workspace};
 
 /// What each crate of the workspace may use of it, from the bottom to the top. A crate's tests may use whatever
 /// stands above its own line.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     // The contract, and decisions that need neither a clock nor input and output.
     ("foraker-abi", &[]),
     ("foraker-policy", &["foraker-abi"]),
     // Mechanism.
-    ("foraker-publish", &[]),
+    ("foraker-confine", &[]),
+    ("foraker-publish", &["foraker-confine"]),
     ("foraker-image", &["foraker-abi"]),
-    ("foraker-memory", &["foraker-abi", "foraker-image"]),
+    ("foraker-memory", &["foraker-abi", "foraker-confine", "foraker-image"]),
     ("foraker-machine", &["foraker-abi", "foraker-memory"]),
     ("foraker-net", &["foraker-abi", "foraker-policy"]),
     (
@@ -23,6 +24,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
         &[
             "foraker-abi",
             "foraker-policy",
+            "foraker-confine",
             "foraker-image",
             "foraker-memory",
             "foraker-machine",
@@ -30,11 +32,21 @@ const LAYERS: [(&str, &[&str]); 15] = [
         ],
     ),
     ("foraker-debug", &["foraker-cell"]),
-    ("foraker-supervisor", &["foraker-policy", "foraker-publish", "foraker-cell", "foraker-debug"]),
+    (
+        "foraker-supervisor",
+        &["foraker-policy", "foraker-confine", "foraker-publish", "foraker-cell", "foraker-debug"],
+    ),
     // The command.
     (
         "foraker-vmm",
-        &["foraker-abi", "foraker-cell", "foraker-debug", "foraker-publish", "foraker-supervisor"],
+        &[
+            "foraker-abi",
+            "foraker-confine",
+            "foraker-cell",
+            "foraker-debug",
+            "foraker-publish",
+            "foraker-supervisor",
+        ],
     ),
     // The other side of the contract: guests share nothing else with the VMM.
     ("guest-libos", &["foraker-abi"]),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use foraker_abi::hypercall::{FOREVER, READY_AGAIN};
 use foraker_abi::layout;
 use foraker_abi::registers::{Boot, MAGIC, Net, Registers};
+use foraker_confine::Kind;
 use foraker_image::ImageError;
 use foraker_machine::{Core, Host, HostError, Machine, MachineError, Start};
 use foraker_memory::plan::STACK_TOP;
@@ -300,7 +301,10 @@ impl Cell {
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || match Worker::new(shared, index) {
-                    Ok(mut worker) => worker.work(),
+                    Ok(mut worker) => {
+                        foraker_confine::enter(Kind::Worker);
+                        worker.work();
+                    }
                     Err(e) => log::error!("worker {index} cannot start: {e}"),
                 })
                 .map_err(os("cannot start a worker"))?;
@@ -320,6 +324,15 @@ impl Cell {
                 .name("uplink".to_owned())
                 .spawn(move || Network::serve_uplink(&shared))
                 .map_err(os("cannot start the uplink"))?;
+            cell.threads.push(thread);
+        }
+        if cell.shared.network.as_ref().is_some_and(Network::tells_host) {
+            let shared = Arc::clone(&cell.shared);
+            let thread = std::thread::Builder::new()
+                .name("neighbours".to_owned())
+                .stack_size(128 << 10)
+                .spawn(move || Network::serve_neighbours(&shared))
+                .map_err(os("cannot start a thread"))?;
             cell.threads.push(thread);
         }
         Ok(cell)
@@ -599,6 +612,7 @@ impl Cell {
         }
         if let Some(network) = &self.shared.network {
             network.wake_uplink();
+            network.stop_neighbours();
         }
         self.shared.machines.stop();
         for thread in self.threads.drain(..) {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use foraker_confine::Kind;
 use foraker_machine::{Attention, Core, Host, Machine, MachineError};
 use foraker_memory::{Arena, GuestMemory, Shared};
 use foraker_policy::holders::{Found, Holders};
@@ -289,7 +290,11 @@ impl Machines {
     /// Takes back the core of a guest that has ended in order and had one core.
     pub(crate) fn put_back(&self, core: Core) {
         let mut pool = self.lock();
-        if self.needs_filling() && !pool.stopping {
+        if pool.stopping {
+            // Nobody comes for it.
+            return;
+        }
+        if self.needs_filling() {
             pool.returned.push(core);
             self.changed.notify_one();
             return;
@@ -378,6 +383,7 @@ impl Machines {
             log::warn!("no machine can be made ahead: {e}");
             return;
         }
+        foraker_confine::enter(Kind::Machines);
         let mut pool = self.lock();
         while !pool.stopping {
             match self.next(&mut pool) {

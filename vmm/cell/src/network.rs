@@ -5,12 +5,13 @@
 //! idle. A guest never needs to know which: `used.flags` of its transmit ring says whether a doorbell is needed, and `look_ns` whether looking is
 //! welcome. While the uplink's thread is awake no doorbell is needed; before it sleeps it asks for one and looks once more.
 
+mod neighbours;
 mod uplink;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -21,7 +22,7 @@ use foraker_abi::registers::Net;
 use foraker_memory::GuestMemory;
 use foraker_net::{
     AddError, DeviceMemory, Gateway, Limits, Mac, MemoryError, Notices, OverLimit, Pcap, Port, PortConfig,
-    RingState, Served, Switch, Tap, TapError, Uplink,
+    RingState, Served, Switch, TapError, Uplink,
 };
 use foraker_policy::ring_service::{RingService, Server, Tuning};
 use vmm_sys_util::eventfd::EventFd;
@@ -33,6 +34,7 @@ use crate::queue::{WorkerShared, nanoseconds};
 use crate::spec::{NetworkConfig, NetworkSpec};
 use crate::subnet::{IPV6_PREFIX, MTU, Subnet, create, existing, name_server};
 use crate::throttled::Throttled;
+use neighbours::Neighbours;
 
 /// Who serves the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +146,8 @@ pub(crate) struct Network {
     watcher: AtomicUsize,
     /// Guests above their limits.
     throttled: Throttled,
+    /// What the host is to be told.
+    neighbours: Neighbours,
     epoch: Instant,
 }
 
@@ -196,6 +200,7 @@ impl Network {
             workers_waited: AtomicU64::new(0),
             watcher: AtomicUsize::new(NOBODY),
             throttled: Throttled::new(),
+            neighbours: Neighbours::default(),
             epoch,
         })
     }
@@ -263,22 +268,8 @@ impl Network {
         }
         drop(addresses);
         let port = added?;
-        self.tell_host(&port, |tap, address| tap.add_neighbour(address, port.mac()));
+        self.tell_host(&port, Some(port.mac()));
         Ok(port)
-    }
-
-    /// Tells the host something of each address of a port. Not of guests on somebody else's device, where it would stay behind.
-    fn tell_host(&self, port: &Port, tell: impl Fn(&Tap, IpAddr) -> Result<(), TapError>) {
-        if !self.own_device {
-            return;
-        }
-        for address in [Some(IpAddr::from(port.ipv4())), port.ipv6().map(IpAddr::from)].into_iter().flatten()
-        {
-            // The host finds out by itself, too.
-            if let Err(e) = tell(self.uplink.link(), address) {
-                log::debug!("{address}: {e}");
-            }
-        }
     }
 
     /// What a guest's virtual registers say about its port.
@@ -318,7 +309,7 @@ impl Network {
         switch.remove(port);
         if there {
             // Before the address is another's, of whom the host is told.
-            self.tell_host(port, |tap, address| tap.remove_neighbour(address));
+            self.tell_host(port, None);
             addresses.give_back(port.ipv4());
         }
         drop(addresses);

@@ -1,6 +1,7 @@
 //! The cell's TAP device and subnet: made here, or given.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
 
 use foraker_net::{Elsewhere, Tap, TapError};
 
@@ -173,8 +174,18 @@ fn host_has_address_in(network: Ipv4Addr, prefix: u8) -> bool {
 }
 
 /// The host's first IPv4 name server that a guest could reach.
+///
+/// A cell may read the file that was there when it began ([`foraker_confine`]). Where another one has been put in its place, the answer stays what it was.
 pub(crate) fn name_server() -> Option<Ipv4Addr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").ok()?;
+    static LAST: Mutex<Option<Ipv4Addr>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Ok(text) = std::fs::read_to_string("/etc/resolv.conf") {
+        *last = first_server(&text);
+    }
+    *last
+}
+
+fn first_server(text: &str) -> Option<Ipv4Addr> {
     text.lines()
         .filter_map(|l| l.strip_prefix("nameserver"))
         .filter_map(|a| a.trim().parse::<Ipv4Addr>().ok())

@@ -238,6 +238,9 @@ pub(crate) struct CellProcess {
     /// Most machines
     #[arg(long)]
     pub(crate) machines: Option<usize>,
+    /// Folder whose images may be read; several may be named [default: any]
+    #[arg(long)]
+    pub(crate) images: Vec<std::path::PathBuf>,
     /// How much it says about itself
     #[arg(long, value_enum)]
     pub(crate) log_level: LogLevel,

@@ -62,6 +62,11 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             bail!("{} bytes of memory for {} are too much: a guest can have 64G at most", s.memory, s.name);
         }
     }
+    let networked = specs.iter().any(|s| s.network.is_some());
+    if !networked && (launch.cell.tap.is_some() || launch.cell.pcap.is_some()) {
+        bail!("no guest has a network, so --tap and --pcap have nothing to do: add --net");
+    }
+    confine(launch)?;
     let mut publisher = None;
     let mut listeners = Vec::new();
     for (options, spec) in all.iter().zip(&specs) {
@@ -84,7 +89,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let cores: usize = specs.iter().map(|s| s.cores as usize).sum();
     // Asked only when it matters: the answer takes a walk through the control groups' files.
     let processors = if cores > 1 { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
-    let network = specs.iter().any(|s| s.network.is_some()).then(|| NetworkConfig {
+    let network = networked.then(|| NetworkConfig {
         tap: launch.cell.tap.clone(),
         subnet: launch.cell.subnet,
         others: None,
@@ -95,9 +100,6 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             Service::Uplink => foraker_cell::Service::Uplink,
         },
     });
-    if network.is_none() && (launch.cell.tap.is_some() || launch.cell.pcap.is_some()) {
-        bail!("no guest has a network, so --tap and --pcap have nothing to do: add --net");
-    }
     let trace = match &launch.cell.trace {
         Some(path) => {
             let file =
@@ -111,6 +113,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let arena = specs.iter().map(|s| s.memory.saturating_add(ALIGNMENT)).fold(ALIGNMENT, u64::saturating_add);
     let console = if launch.cell.json { libc::STDERR_FILENO } else { libc::STDOUT_FILENO };
     let mut cell = Cell::new(&Config { network, ..Config::new(workers, arena, console) })?;
+    foraker_confine::finish(foraker_confine::Kind::Launch)?;
     let mut guests = Vec::new();
     for spec in &specs {
         let guest = cell.start(spec).with_context(|| format!("cannot start {}", spec.name))?;
@@ -160,6 +163,15 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
         println!("{}", serde_json::to_string(&whole).context("cannot write the report")?);
     }
     Ok(if forced { STATUS_FORCED } else { failed })
+}
+
+/// From here on the process opens what a cell needs, the images, to name functions in reports, and the files that it was told to write.
+fn confine(launch: &Launch) -> anyhow::Result<()> {
+    let images =
+        std::iter::once(&launch.first).chain(&launch.more).map(|o| o.image().to_path_buf()).collect();
+    let written = [&launch.cell.trace, &launch.cell.pcap].into_iter().flatten().cloned().collect();
+    foraker_confine::begin(foraker_confine::Process::Launch, foraker_confine::Files { images, written })?;
+    Ok(())
 }
 
 /// Waits until every guest has ended. Returns whether they were forced to.

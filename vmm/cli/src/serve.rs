@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -87,11 +87,23 @@ pub(crate) fn run_cell(process: &CellProcess) -> anyhow::Result<u8> {
     raise_descriptor_limit();
     // SAFETY: the standard input is this process' own, and nobody else here uses it.
     let channel = unsafe { UnixStream::from_raw_fd(libc::STDIN_FILENO) };
+    confine(process.images.clone())?;
     let (subnet, others) = (process.subnet, process.subnets);
     let options =
         cell::Options { workers: process.workers, subnet, others, arena: ARENA, machines: process.machines };
     cell::run(channel, &options).with_context(|| format!("cell {}", process.number))?;
     Ok(0)
+}
+
+/// From here on the process opens what a cell needs, and of other files images in these folders only; without folders, it reads any.
+fn confine(mut images: Vec<PathBuf>) -> anyhow::Result<()> {
+    if images.is_empty() {
+        log::info!("this cell may read every file: its images' folders were not named");
+        images.push("/".into());
+    }
+    let files = foraker_confine::Files { images, written: Vec::new() };
+    foraker_confine::begin(foraker_confine::Process::Cell, files)?;
+    Ok(())
 }
 
 /// A machine needs two descriptors: all that the host allows.

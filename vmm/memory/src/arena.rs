@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
+use foraker_confine::Kind;
 
 use crate::MemoryError;
 use crate::template::{Content, FIRST_PAGES, Template, as_size};
@@ -253,7 +254,10 @@ impl Pager {
         let thread = std::thread::Builder::new()
             .name("pager".to_owned())
             .stack_size(128 << 10)
-            .spawn(move || own.serve())
+            .spawn(move || {
+                foraker_confine::enter(Kind::Pager);
+                own.serve();
+            })
             .map_err(MemoryError::Map)?;
         Ok((pager, thread))
     }

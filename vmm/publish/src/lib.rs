@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use foraker_confine::Kind;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -67,6 +68,7 @@ impl Publisher {
         let handle = runtime.handle().clone();
         let (alive, ended) = oneshot::channel::<()>();
         std::thread::Builder::new().name("published".to_owned()).spawn(move || {
+            foraker_confine::enter(Kind::Published);
             // Nothing is ever sent: the other end is dropped.
             let _ = runtime.block_on(ended);
         })?;

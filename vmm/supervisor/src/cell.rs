@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use foraker_cell::cell::CellError;
 use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
+use foraker_confine::Kind;
 use foraker_policy::demand::Asked;
 use foraker_publish::{Published, Publisher};
 
@@ -105,6 +106,7 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
     std::thread::Builder::new()
         .name("ends".to_owned())
         .spawn(move || {
+            foraker_confine::enter(Kind::Ends);
             // The event is read with a wait: it was made non-blocking for those who poll.
             while wait_readable(&ended) {
                 let _ = ended.read();
@@ -115,8 +117,12 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
     let asker = Arc::downgrade(&state);
     std::thread::Builder::new()
         .name("demand".to_owned())
-        .spawn(move || report_demand(&asker))
+        .spawn(move || {
+            foraker_confine::enter(Kind::Demand);
+            report_demand(&asker);
+        })
         .map_err(|e| CellError::Os("cannot start a thread", e))?;
+    foraker_confine::finish(Kind::Channel).map_err(|e| CellError::Setting(e.to_string()))?;
     let (mut images, mut publisher) = (HashMap::new(), None);
     let end = loop {
         match receive(&mut channel) {

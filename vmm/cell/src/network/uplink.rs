@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use foraker_abi::net::MAX_FRAME;
+use foraker_confine::Kind;
 use foraker_net::{DeficitRoundRobin, Port, Served};
 use foraker_policy::ring_service::Server;
 
@@ -68,6 +69,7 @@ impl Network {
     pub(crate) fn serve_uplink(cell: &Shared) {
         let Some(network) = &cell.network else { return };
         let mut urgency = Urgency::new();
+        foraker_confine::enter(Kind::Uplink);
         let mut turns = Turns::new(QUANTUM, MAX_FRAME);
         while !cell.is_stopping() {
             if network.server() == Server::Worker {

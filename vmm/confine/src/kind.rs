@@ -1,0 +1,189 @@
+//! The kinds of threads.
+
+use caps::Capability;
+
+use crate::call::{Call, Group};
+use crate::table::{cell, supervisor};
+
+/// A process of the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// `vmm launch`: a cell in the foreground.
+    Launch,
+    /// A cell of a supervisor.
+    Cell,
+    /// The supervisor.
+    Supervisor,
+}
+
+/// What a thread is for: that decides what it may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Runs guests, and serves their rings.
+    Worker,
+    /// Serves rings while guests compute.
+    Uplink,
+    /// Makes machines ahead of need.
+    Machines,
+    /// Fills pages that somebody waits for.
+    Pager,
+    /// Tells the host who its neighbours are.
+    Neighbours,
+    /// Passes connections of published ports on.
+    Published,
+    /// Tells the supervisor how guests end.
+    Ends,
+    /// Tells the supervisor what guests ask for.
+    Demand,
+    /// A cell's main thread: does what the supervisor says.
+    Channel,
+    /// The main thread of `vmm launch`.
+    Launch,
+    /// Serves the supervisor's interface.
+    Control,
+    /// Keeps the supervisor's database.
+    Store,
+    /// Reads what guests print.
+    Console,
+    /// The supervisor's main thread: starts cells.
+    Main,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 14] = [
+        Kind::Worker,
+        Kind::Uplink,
+        Kind::Machines,
+        Kind::Pager,
+        Kind::Neighbours,
+        Kind::Published,
+        Kind::Ends,
+        Kind::Demand,
+        Kind::Channel,
+        Kind::Launch,
+        Kind::Control,
+        Kind::Store,
+        Kind::Console,
+        Kind::Main,
+    ];
+
+    /// Its place in [`Kind::ALL`].
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+
+    /// What the book calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Worker => "worker",
+            Kind::Uplink => "uplink",
+            Kind::Machines => "machines",
+            Kind::Pager => "pager",
+            Kind::Neighbours => "neighbours",
+            Kind::Published => "published",
+            Kind::Ends => "ends",
+            Kind::Demand => "demand",
+            Kind::Channel => "channel",
+            Kind::Launch => "launch",
+            Kind::Control => "control",
+            Kind::Store => "store",
+            Kind::Console => "console",
+            Kind::Main => "main",
+        }
+    }
+
+    /// What it does, as the book says it.
+    #[must_use]
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Kind::Worker => {
+                "enters guests, handles their exits, serves their rings and writes their consoles"
+            }
+            Kind::Uplink => "serves the rings while guests compute, and sends what is above a limit later",
+            Kind::Machines => {
+                "makes machines and starts of guests ahead of need, and empties those that come back"
+            }
+            Kind::Pager => "fills pages of guests that somebody waits for",
+            Kind::Neighbours => "tells the host which ethernet address is behind a guest's address",
+            Kind::Published => "passes connections of published ports on to guests",
+            Kind::Ends => "tells the supervisor how guests end, and gives back what they had",
+            Kind::Demand => "tells the supervisor how much of the processors guests ask for",
+            Kind::Channel => "a cell's main thread: starts and ends guests as the supervisor says",
+            Kind::Launch => "the main thread of `vmm launch`: starts guests, waits for their ends, reports",
+            Kind::Control => "serves the supervisor's interface",
+            Kind::Store => "keeps the supervisor's database",
+            Kind::Console => "reads what guests print",
+            Kind::Main => "the supervisor's main thread: starts cells, which inherit what it may do",
+        }
+    }
+
+    /// The processes that have such threads.
+    #[must_use]
+    pub fn processes(self) -> &'static [Process] {
+        match self {
+            Kind::Worker
+            | Kind::Uplink
+            | Kind::Machines
+            | Kind::Pager
+            | Kind::Neighbours
+            | Kind::Published => &[Process::Launch, Process::Cell],
+            Kind::Ends | Kind::Demand | Kind::Channel => &[Process::Cell],
+            Kind::Launch => &[Process::Launch],
+            Kind::Control | Kind::Store | Kind::Console | Kind::Main => &[Process::Supervisor],
+        }
+    }
+
+    pub(crate) fn groups(self) -> &'static [Group] {
+        match self {
+            Kind::Worker => cell::WORKER,
+            Kind::Uplink => cell::UPLINK,
+            Kind::Machines => cell::MACHINE_MAKER,
+            Kind::Pager => cell::PAGER,
+            Kind::Neighbours => cell::NEIGHBOURS,
+            Kind::Published => cell::PUBLISHED,
+            Kind::Ends => cell::ENDS,
+            Kind::Demand => cell::DEMAND,
+            Kind::Channel => cell::CHANNEL_READER,
+            Kind::Launch => cell::LAUNCH,
+            Kind::Control => supervisor::CONTROL,
+            Kind::Store => supervisor::STORE,
+            Kind::Console => supervisor::CONSOLE,
+            Kind::Main => supervisor::MAIN,
+        }
+    }
+
+    /// What it may ask of the kernel. A call may stand there several times: it is allowed if one of them allows it.
+    pub fn calls(self) -> impl Iterator<Item = &'static Call> {
+        self.groups().iter().flat_map(|group| group.iter())
+    }
+
+    /// What it may do that others may not, if the process could to begin with. The uplink's goes, too, where a limit could be raised instead.
+    #[must_use]
+    pub fn capabilities(self) -> &'static [Capability] {
+        match self {
+            Kind::Neighbours => &[Capability::CAP_NET_ADMIN],
+            Kind::Uplink => &[Capability::CAP_SYS_NICE],
+            // A guest may be published on a port below 1024.
+            Kind::Channel => &[Capability::CAP_NET_BIND_SERVICE],
+            // What cells need for their set-up.
+            Kind::Main => &[
+                Capability::CAP_NET_ADMIN,
+                Capability::CAP_NET_BIND_SERVICE,
+                Capability::CAP_SYS_PTRACE,
+                Capability::CAP_SYS_RESOURCE,
+                Capability::CAP_SETPCAP,
+                Capability::CAP_KILL,
+                Capability::CAP_DAC_OVERRIDE,
+            ],
+            _ => &[],
+        }
+    }
+
+    /// Whether it starts threads once it is confined.
+    #[must_use]
+    pub fn starts_threads(self) -> bool {
+        matches!(self, Kind::Channel | Kind::Launch)
+    }
+}

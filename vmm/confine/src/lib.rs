@@ -1,0 +1,125 @@
+//! Confinement: what threads of the VMM may ask of the kernel, and what they cannot get back.
+//!
+//! A guest that breaks out of its machine finds itself in a thread that can do what that thread is for, and next to nothing else. Each *kind* of thread
+//! ([`Kind`]) has a table of system calls with the arguments that matter; whatever is not in it ends the process (`SECCOMP_RET_KILL_PROCESS`), visibly. A thread
+//! keeps those capabilities alone that its kind needs, most kinds none. Files are kept from the process by Landlock.
+//!
+//! ```text
+//! begin(process, files)    the main thread, before it starts others: no new privileges, files of set-up only
+//!   enter(kind)            each thread, first thing: its capabilities, its filter
+//! finish(kind)             the main thread, when set-up is over: images only, its capabilities, its filter
+//! ```
+//!
+//! - [`call`]: the words of a table; `table`: the tables, made of groups; `request`: numbers of `ioctl`.
+//! - `filter`: tables as programs for the kernel. [`files`]: Landlock. `privileges`: capabilities and the like.
+//! - [`book`]: the tables as the book prints them.
+//!
+//! In a process that has not begun, [`enter`] does nothing: tests and measurements use the crates of the VMM without confinement. In one that has, a thread that
+//! cannot be confined ends the process.
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod book;
+pub mod call;
+pub mod files;
+mod filter;
+mod kind;
+mod privileges;
+mod request;
+mod table;
+
+use std::sync::OnceLock;
+
+use caps::Capability;
+
+pub use files::{Enforced, Files};
+use filter::Filter;
+pub use kind::{Kind, Process};
+
+/// Confinement is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Privileges.
+    #[error("cannot give up privileges: {0}")]
+    Privileges(std::io::Error),
+    /// Files.
+    #[error("cannot restrict which files are opened: {0}")]
+    Files(#[from] landlock::RulesetError),
+    /// A table.
+    #[error("cannot make a filter of system calls: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+    /// The kernel.
+    #[error("this kernel takes no filter of system calls (CONFIG_SECCOMP_FILTER): {0}")]
+    Install(#[from] seccompiler::Error),
+    /// [`begin`] was called before.
+    #[error("confinement has begun already")]
+    Twice,
+}
+
+/// What a process that is confined knows.
+#[derive(Debug)]
+struct Confinement {
+    /// Filters of its kinds of threads.
+    filters: [Option<Filter>; Kind::ALL.len()],
+    files: Files,
+    /// Whether threads may go before others without a capability for it.
+    precedence: bool,
+}
+
+static CONFINEMENT: OnceLock<Confinement> = OnceLock::new();
+
+/// Begins to confine the calling thread and all that it starts from now on. Call it before threads are started; afterwards each thread calls [`enter`], and the
+/// calling one [`finish`].
+///
+/// # Errors
+/// The kernel has no filters of system calls, or refuses. A kernel without Landlock is no error: it is logged.
+pub fn begin(process: Process, files: Files) -> Result<Enforced, Error> {
+    let mut filters = [const { None }; Kind::ALL.len()];
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.processes().contains(&process)) {
+        if let Some(place) = filters.get_mut(kind.index()) {
+            *place = Some(Filter::new(kind)?);
+        }
+    }
+    let precedence = privileges::give_up().map_err(Error::Privileges)?;
+    let enforced = files::restrict_to_set_up(&files)?;
+    CONFINEMENT.set(Confinement { filters, files, precedence }).map_err(|_| Error::Twice)?;
+    Ok(enforced)
+}
+
+/// Set-up is over: confines the main thread as well. Threads that it starts from now on inherit what it may do, and restrict it further by [`enter`]. Does
+/// nothing in a process that is not confined.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn finish(kind: Kind) -> Result<(), Error> {
+    match CONFINEMENT.get() {
+        Some(confinement) => {
+            files::restrict_to_images(&confinement.files)?;
+            confinement.confine(kind)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Confines the calling thread to what its kind may do: call it first, or right after what only a thread's start needs. Does nothing in a process that is not
+/// confined. Where the kernel refuses, the process ends.
+pub fn enter(kind: Kind) {
+    if let Some(confinement) = CONFINEMENT.get()
+        && let Err(e) = confinement.confine(kind)
+    {
+        log::error!("a thread cannot be confined ({}): {e}", kind.name());
+        std::process::abort();
+    }
+}
+
+impl Confinement {
+    fn confine(&self, kind: Kind) -> Result<(), Error> {
+        let needed = |c: &&Capability| !self.precedence || **c != Capability::CAP_SYS_NICE;
+        privileges::keep(kind.capabilities().iter().filter(needed)).map_err(Error::Privileges)?;
+        match self.filters.get(kind.index()) {
+            Some(Some(filter)) => Ok(filter.install()?),
+            // A kind that this process should not have.
+            _ => Ok(Filter::new(kind)?.install()?),
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Capabilities and other rights: what a thread has, and that it gets back none.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use caps::{CapSet, Capability};
+use common::{CAME_BACK, End, KILLED, begin_for, call, error, in_child, process, wait};
+use foraker_confine::{Enforced, Files, Kind, begin, enter, finish};
+
+/// A file to be read, and one beside it.
+struct Place {
+    folder: PathBuf,
+}
+
+impl Place {
+    fn new(name: &str) -> Place {
+        let folder = std::env::temp_dir().join(format!("foraker-confine-{}-{name}", std::process::id()));
+        fs::create_dir_all(folder.join("images")).expect("a folder");
+        fs::write(folder.join("images/image"), "an image").expect("a file");
+        fs::write(folder.join("secret"), "a secret").expect("a file");
+        Place { folder }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A line of a thread's status, after its name.
+fn field(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    line.trim_start_matches(':').trim().to_owned()
+}
+
+/// The mask of capabilities as the kernel prints it.
+fn mask(capabilities: &[Capability]) -> String {
+    let had = caps::read(None, CapSet::Permitted).expect("this process' own");
+    let bits = capabilities.iter().filter(|c| had.contains(c)).fold(0, |bits, c| bits | c.bitmask());
+    format!("{bits:016x}")
+}
+
+/// What the kernel says of a child that has entered a kind and sleeps.
+fn status_of(kind: Kind) -> String {
+    let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+    // SAFETY: as in `in_child`.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        begin_for(kind, &[]);
+        enter(kind);
+        let _ = std::io::Write::write_all(&mut writer, b"x");
+        loop {
+            // Every kind may wait for a futex.
+            let word = 0u32;
+            // SAFETY: a valid word, for which nobody else waits.
+            unsafe { libc::syscall(libc::SYS_futex, &raw const word, libc::FUTEX_WAIT, 0, 0i64) };
+        }
+    }
+    let mut byte = [0];
+    std::io::Read::read_exact(&mut reader, &mut byte).expect("the child is confined");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the child's status");
+    // SAFETY: ends a child that was not waited for yet.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    assert_eq!(wait(pid), End::Signal(libc::SIGKILL));
+    status
+}
+
+#[test]
+fn each_kind_keeps_its_own_capabilities_and_no_others() {
+    for kind in Kind::ALL {
+        let status = status_of(kind);
+        let raised = field(&status, "CapEff") == mask(&[]);
+        // The uplink's is for hosts where the limit cannot be raised instead.
+        let own = if kind == Kind::Uplink && raised { mask(&[]) } else { mask(kind.capabilities()) };
+        for (name, expected) in [
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("CapEff", own.as_str()),
+            ("CapPrm", own.as_str()),
+            ("CapInh", "0000000000000000"),
+            ("CapAmb", "0000000000000000"),
+        ] {
+            assert_eq!(field(&status, name), expected, "{kind:?}: {name}");
+        }
+        // Only who may can empty it; nobody without privileges can use it.
+        if mask(&[Capability::CAP_SETPCAP]) != "0000000000000000" {
+            assert_eq!(field(&status, "CapBnd"), "0000000000000000", "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_capability_that_was_given_up_does_not_come_back() {
+    let end = in_child(|| {
+        begin_for(Kind::Channel, &[]);
+        enter(Kind::Channel);
+        let admin = [Capability::CAP_NET_ADMIN].into_iter().collect();
+        i32::from(caps::set(None, CapSet::Permitted, &admin).is_ok())
+    });
+    assert_eq!(end, End::Exit(0));
+    // Where none are to be kept, there is no call for it.
+    let end = in_child(|| {
+        begin_for(Kind::Worker, &[]);
+        enter(Kind::Worker);
+        call(libc::SYS_capset, 0);
+        CAME_BACK
+    });
+    assert_eq!(end, KILLED);
+}
+
+#[test]
+fn nobody_looks_into_a_confined_process() {
+    let end = in_child(|| {
+        begin_for(Kind::Worker, &[]);
+        // SAFETY: a call with a number.
+        unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }
+    });
+    assert_eq!(end, End::Exit(0));
+}
+
+/// Whether the kernel has Landlock; said if it has not.
+fn has_landlock() -> bool {
+    let end = in_child(|| match begin(process(Kind::Worker), Files::default()) {
+        Ok(Enforced::Fully | Enforced::Partly) => 0,
+        _ => 1,
+    });
+    if end != End::Exit(0) {
+        println!("skipped: this kernel has no Landlock");
+    }
+    end == End::Exit(0)
+}
+
+/// The error of an attempt, or 0.
+fn refused<T>(attempt: std::io::Result<T>) -> i32 {
+    attempt.err().map_or(0, |e| e.raw_os_error().unwrap_or(-1))
+}
+
+#[test]
+fn only_files_that_were_named_are_opened() {
+    if !has_landlock() {
+        return;
+    }
+    let place = Place::new("files");
+    let images = [place.at("images")];
+    let (image, secret, new) = (place.at("images/image"), place.at("secret"), place.at("images/new"));
+    // In set-up, and after it.
+    for over in [false, true] {
+        let attempt = |attempt: &dyn Fn() -> i32| {
+            in_child(|| {
+                begin_for(Kind::Channel, &images);
+                if over && finish(Kind::Channel).is_err() {
+                    return CAME_BACK;
+                }
+                attempt()
+            })
+        };
+        let no = End::Exit(libc::EACCES);
+        assert_eq!(attempt(&|| refused(fs::read(&image))), End::Exit(0), "over: {over}");
+        assert_eq!(attempt(&|| refused(fs::read(&secret))), no, "over: {over}");
+        assert_eq!(attempt(&|| refused(fs::read("/etc/passwd"))), no, "over: {over}");
+        let status = attempt(&|| refused(fs::read("/proc/self/status")));
+        assert_eq!(status, if over { no } else { End::Exit(0) });
+        // Afterwards there is no call for these.
+        let never = if over { KILLED } else { no };
+        assert_eq!(attempt(&|| refused(fs::write(&image, "changed"))), never, "over: {over}");
+        assert_eq!(attempt(&|| refused(fs::write(&new, "new"))), never, "over: {over}");
+        assert_eq!(attempt(&|| refused(fs::read_dir(place.at("images")))), no, "over: {over}");
+        assert_eq!(attempt(&|| refused(fs::remove_file(&secret))), never, "over: {over}");
+        assert_eq!(
+            attempt(&|| refused(std::process::Command::new("/bin/true").spawn())),
+            never,
+            "over: {over}"
+        );
+    }
+    assert_eq!(fs::read_to_string(&image).expect("still there"), "an image");
+    // Without confinement all of them would have succeeded.
+    assert_eq!(
+        in_child(|| refused(fs::read(&secret)) + refused(fs::read_dir(place.at("images")))),
+        End::Exit(0)
+    );
+    assert_eq!(in_child(|| refused(std::process::Command::new("/bin/true").status())), End::Exit(0));
+}
+
+#[test]
+fn a_file_that_is_written_is_named_itself_not_its_folder() {
+    if !has_landlock() {
+        return;
+    }
+    let place = Place::new("written");
+    let (trace, beside) = (place.at("trace"), place.at("beside"));
+    let written = vec![trace.clone(), place.at("secret")];
+    let end = in_child(|| {
+        begin(process(Kind::Launch), Files { images: Vec::new(), written: written.clone() }).expect("begun");
+        if refused(fs::write(&trace, "a trace")) != 0 || refused(fs::write(&beside, "x")) != libc::EACCES {
+            return 1;
+        }
+        // To write is not to read.
+        i32::from(refused(fs::read(place.at("secret"))) != libc::EACCES)
+    });
+    assert_eq!(end, End::Exit(0));
+    assert_eq!(fs::read_to_string(&trace).expect("written"), "a trace");
+    assert_eq!(fs::read_to_string(place.at("secret")).expect("kept"), "a secret");
+}
+
+/// Landlock, from version 6 on, keeps signals within.
+#[test]
+fn no_signal_leaves_the_process() {
+    let outside = std::process::id().cast_signed();
+    let end = in_child(|| match begin(process(Kind::Worker), Files::default()) {
+        // SAFETY: asks whether a signal could be sent.
+        Ok(Enforced::Fully) if unsafe { libc::kill(outside, 0) } == 0 => CAME_BACK,
+        Ok(Enforced::Fully) => error(),
+        _ => 0,
+    });
+    match end {
+        End::Exit(0) => println!("skipped: this kernel's Landlock is too old"),
+        end => assert_eq!(end, End::Exit(libc::EPERM)),
+    }
+}
+
+/// The main thread starts threads, which restrict themselves further, and never a process.
+#[test]
+fn threads_can_be_started_and_processes_cannot() {
+    let end = in_child(|| {
+        begin_for(Kind::Channel, &[]);
+        finish(Kind::Channel).expect("confined");
+        let thread = std::thread::Builder::new().name("published".to_owned()).spawn(|| {
+            enter(Kind::Published);
+            7
+        });
+        thread.map_or(1, |thread| thread.join().unwrap_or(2))
+    });
+    assert_eq!(end, End::Exit(7));
+    let end = in_child(|| {
+        begin_for(Kind::Channel, &[]);
+        finish(Kind::Channel).expect("confined");
+        let thread = std::thread::spawn(|| {
+            enter(Kind::Published);
+            // Its creator may.
+            call(libc::SYS_memfd_create, -1)
+        });
+        thread.join().map_or(1, |_| CAME_BACK)
+    });
+    assert_eq!(end, KILLED);
+    for kind in [Kind::Channel, Kind::Launch] {
+        let end = in_child(|| {
+            begin_for(kind, &[]);
+            finish(kind).expect("confined");
+            // SAFETY: the child would end at once.
+            if unsafe { libc::fork() } == 0 {
+                // SAFETY: as above.
+                unsafe { libc::_exit(0) };
+            }
+            CAME_BACK
+        });
+        assert_eq!(end, KILLED, "{kind:?}");
+        let end = in_child(|| {
+            begin_for(kind, &[]);
+            finish(kind).expect("confined");
+            if call(libc::SYS_clone3, 0) == -1 { error() } else { CAME_BACK }
+        });
+        assert_eq!(end, End::Exit(libc::ENOSYS), "{kind:?}");
+    }
+}
+
+/// Nobody's capabilities and no root: the same holds.
+#[test]
+fn a_user_without_privileges_is_confined_as_well() {
+    const NOBODY: u32 = 65_534;
+    let end = in_child(|| {
+        // SAFETY: changes this child's user; refused, it has none to give up.
+        unsafe { libc::setuid(NOBODY) };
+        begin_for(Kind::Worker, &[]);
+        let before = refused(fs::read("/etc/passwd"));
+        enter(Kind::Worker);
+        if ![0, libc::EACCES].contains(&before) {
+            return CAME_BACK;
+        }
+        call(libc::SYS_socket, 0);
+        CAME_BACK
+    });
+    assert_eq!(end, KILLED);
+}
