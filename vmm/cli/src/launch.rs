@@ -34,6 +34,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let started = Instant::now();
     logger::start(launch.cell.log_level.filter());
     let signals = Signals::take().context("cannot take over signals")?;
+    confine(launch)?;
     let all: Vec<_> = std::iter::once(&launch.first).chain(&launch.more).collect();
     let (mut images, mut networks) = (HashMap::new(), Networks::default());
     let mut specs = Vec::new();
@@ -62,11 +63,6 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             bail!("{} bytes of memory for {} are too much: a guest can have 64G at most", s.memory, s.name);
         }
     }
-    let networked = specs.iter().any(|s| s.network.is_some());
-    if !networked && (launch.cell.tap.is_some() || launch.cell.pcap.is_some()) {
-        bail!("no guest has a network, so --tap and --pcap have nothing to do: add --net");
-    }
-    confine(launch)?;
     let mut publisher = None;
     let mut listeners = Vec::new();
     for (options, spec) in all.iter().zip(&specs) {
@@ -89,7 +85,7 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let cores: usize = specs.iter().map(|s| s.cores as usize).sum();
     // Asked only when it matters: the answer takes a walk through the control groups' files.
     let processors = if cores > 1 { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
-    let network = networked.then(|| NetworkConfig {
+    let network = specs.iter().any(|s| s.network.is_some()).then(|| NetworkConfig {
         tap: launch.cell.tap.clone(),
         subnet: launch.cell.subnet,
         others: None,
@@ -100,6 +96,9 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
             Service::Uplink => foraker_cell::Service::Uplink,
         },
     });
+    if network.is_none() && (launch.cell.tap.is_some() || launch.cell.pcap.is_some()) {
+        bail!("no guest has a network, so --tap and --pcap have nothing to do: add --net");
+    }
     let trace = match &launch.cell.trace {
         Some(path) => {
             let file =
@@ -170,7 +169,7 @@ fn confine(launch: &Launch) -> anyhow::Result<()> {
     let images =
         std::iter::once(&launch.first).chain(&launch.more).map(|o| o.image().to_path_buf()).collect();
     let written = [&launch.cell.trace, &launch.cell.pcap].into_iter().flatten().cloned().collect();
-    foraker_confine::begin(foraker_confine::Process::Launch, foraker_confine::Files { images, written })?;
+    foraker_confine::begin(foraker_confine::Files { images, written })?;
     Ok(())
 }
 

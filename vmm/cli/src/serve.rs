@@ -102,7 +102,7 @@ fn confine(mut images: Vec<PathBuf>) -> anyhow::Result<()> {
         images.push("/".into());
     }
     let files = foraker_confine::Files { images, written: Vec::new() };
-    foraker_confine::begin(foraker_confine::Process::Cell, files)?;
+    foraker_confine::begin(files)?;
     Ok(())
 }
 

@@ -2,15 +2,14 @@
 
 use std::fmt::Write;
 
-use crate::kind::{Kind, Process};
+use crate::kind::Kind;
 
 /// One chapter section for each kind of thread: what it may ask of the kernel, with the arguments that matter.
 #[must_use]
 pub fn reference() -> String {
     let mut text = String::new();
     for kind in Kind::ALL {
-        let supervisor = kind.processes() == [Process::Supervisor];
-        let note = if supervisor { " (prepared; not applied yet)" } else { "" };
+        let note = if kind.is_supervisors() { " (prepared; not applied yet)" } else { "" };
         // Writing to a string does not fail.
         let _ = writeln!(text, "### `{}`{note}\n\n{}.", kind.name(), capitalised(kind.purpose()));
         let kept: Vec<_> = kind.capabilities().iter().map(|c| format!("`{c}`")).collect();

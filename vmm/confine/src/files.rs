@@ -24,7 +24,7 @@ const READ_ALWAYS: [&str; 1] = ["/etc/resolv.conf"];
 pub struct Files {
     /// Images, or folders of them, which are read.
     pub images: Vec<PathBuf>,
-    /// Files that are written in set-up: traces, captures. One that is not there is made.
+    /// Files that are written in set-up: traces, captures. Where one is not there yet, set-up may make files in its folder.
     pub written: Vec<PathBuf>,
 }
 
@@ -102,11 +102,12 @@ pub(crate) fn restrict_to_set_up(files: &Files) -> Result<Enforced, RulesetError
         rules = allow(rules, image, rights(false))?;
     }
     for written in &files.written {
-        if !written.exists() {
-            // Refused, whoever writes it says so.
-            let _ = std::fs::File::create(written);
+        if written.exists() {
+            rules = allow(rules, written, make_bitflags!(AccessFs::{WriteFile | Truncate}))?;
+        } else {
+            let folder = written.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+            rules = allow(rules, folder, make_bitflags!(AccessFs::{MakeReg | WriteFile | Truncate}))?;
         }
-        rules = allow(rules, written, make_bitflags!(AccessFs::{WriteFile | Truncate}))?;
     }
     enforce(rules)
 }

@@ -5,17 +5,6 @@ use caps::Capability;
 use crate::call::{Call, Group};
 use crate::table::{cell, supervisor};
 
-/// A process of the VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Process {
-    /// `vmm launch`: a cell in the foreground.
-    Launch,
-    /// A cell of a supervisor.
-    Cell,
-    /// The supervisor.
-    Supervisor,
-}
-
 /// What a thread is for: that decides what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -119,20 +108,10 @@ impl Kind {
         }
     }
 
-    /// The processes that have such threads.
+    /// Whether it is the supervisor that has such threads.
     #[must_use]
-    pub fn processes(self) -> &'static [Process] {
-        match self {
-            Kind::Worker
-            | Kind::Uplink
-            | Kind::Machines
-            | Kind::Pager
-            | Kind::Neighbours
-            | Kind::Published => &[Process::Launch, Process::Cell],
-            Kind::Ends | Kind::Demand | Kind::Channel => &[Process::Cell],
-            Kind::Launch => &[Process::Launch],
-            Kind::Control | Kind::Store | Kind::Console | Kind::Main => &[Process::Supervisor],
-        }
+    pub fn is_supervisors(self) -> bool {
+        matches!(self, Kind::Control | Kind::Store | Kind::Console | Kind::Main)
     }
 
     pub(crate) fn groups(self) -> &'static [Group] {
@@ -184,6 +163,6 @@ impl Kind {
     /// Whether it starts threads once it is confined.
     #[must_use]
     pub fn starts_threads(self) -> bool {
-        matches!(self, Kind::Channel | Kind::Launch)
+        matches!(self, Kind::Channel)
     }
 }

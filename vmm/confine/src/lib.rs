@@ -5,13 +5,13 @@
 //! keeps those capabilities alone that its kind needs, most kinds none. Files are kept from the process by Landlock.
 //!
 //! ```text
-//! begin(process, files)    the main thread, before it starts others: no new privileges, files of set-up only
+//! begin(files)             the main thread, before it starts others: no new privileges, files of set-up only
 //!   enter(kind)            each thread, first thing: its capabilities, its filter
 //! finish(kind)             the main thread, when set-up is over: images only, its capabilities, its filter
 //! ```
 //!
 //! - [`call`]: the words of a table; `table`: the tables, made of groups; `request`: numbers of `ioctl`.
-//! - `filter`: tables as programs for the kernel. [`files`]: Landlock. `privileges`: capabilities and the like.
+//! - `program`: tables as programs for the kernel; `filter`: those of each kind. [`files`]: Landlock. `privileges`: capabilities and the like.
 //! - [`book`]: the tables as the book prints them.
 //!
 //! In a process that has not begun, [`enter`] does nothing: tests and measurements use the crates of the VMM without confinement. In one that has, a thread that
@@ -25,6 +25,7 @@ pub mod files;
 mod filter;
 mod kind;
 mod privileges;
+mod program;
 mod request;
 mod table;
 
@@ -34,7 +35,7 @@ use caps::Capability;
 
 pub use files::{Enforced, Files};
 use filter::Filter;
-pub use kind::{Kind, Process};
+pub use kind::Kind;
 
 /// Confinement is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +46,6 @@ pub enum Error {
     /// Files.
     #[error("cannot restrict which files are opened: {0}")]
     Files(#[from] landlock::RulesetError),
-    /// A table.
-    #[error("cannot make a filter of system calls: {0}")]
-    Filter(#[from] seccompiler::BackendError),
     /// The kernel.
     #[error("this kernel takes no filter of system calls (CONFIG_SECCOMP_FILTER): {0}")]
     Install(#[from] seccompiler::Error),
@@ -59,8 +57,8 @@ pub enum Error {
 /// What a process that is confined knows.
 #[derive(Debug)]
 struct Confinement {
-    /// Filters of its kinds of threads.
-    filters: [Option<Filter>; Kind::ALL.len()],
+    /// Filters of the kinds of threads that it has, made when the first one of each is confined.
+    filters: [OnceLock<Filter>; Kind::ALL.len()],
     files: Files,
     /// Whether threads may go before others without a capability for it.
     precedence: bool,
@@ -68,20 +66,15 @@ struct Confinement {
 
 static CONFINEMENT: OnceLock<Confinement> = OnceLock::new();
 
-/// Begins to confine the calling thread and all that it starts from now on. Call it before threads are started; afterwards each thread calls [`enter`], and the
-/// calling one [`finish`].
+/// Begins to confine the calling thread and all that it starts from now on. Call it before threads are started, and before anything untrusted is read; afterwards
+/// each thread calls [`enter`], and the calling one [`finish`].
 ///
 /// # Errors
-/// The kernel has no filters of system calls, or refuses. A kernel without Landlock is no error: it is logged.
-pub fn begin(process: Process, files: Files) -> Result<Enforced, Error> {
-    let mut filters = [const { None }; Kind::ALL.len()];
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.processes().contains(&process)) {
-        if let Some(place) = filters.get_mut(kind.index()) {
-            *place = Some(Filter::new(kind)?);
-        }
-    }
+/// The kernel refuses. A kernel without Landlock is no error: it is logged.
+pub fn begin(files: Files) -> Result<Enforced, Error> {
     let precedence = privileges::give_up().map_err(Error::Privileges)?;
     let enforced = files::restrict_to_set_up(&files)?;
+    let filters = [const { OnceLock::new() }; Kind::ALL.len()];
     CONFINEMENT.set(Confinement { filters, files, precedence }).map_err(|_| Error::Twice)?;
     Ok(enforced)
 }
@@ -116,10 +109,7 @@ impl Confinement {
     fn confine(&self, kind: Kind) -> Result<(), Error> {
         let needed = |c: &&Capability| !self.precedence || **c != Capability::CAP_SYS_NICE;
         privileges::keep(kind.capabilities().iter().filter(needed)).map_err(Error::Privileges)?;
-        match self.filters.get(kind.index()) {
-            Some(Some(filter)) => Ok(filter.install()?),
-            // A kind that this process should not have.
-            _ => Ok(Filter::new(kind)?.install()?),
-        }
+        let filter = self.filters.get(kind.index()).map(|place| place.get_or_init(|| Filter::new(kind)));
+        Ok(filter.map_or_else(|| Filter::new(kind).install(), Filter::install)?)
     }
 }

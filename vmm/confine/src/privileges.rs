@@ -35,9 +35,10 @@ pub(crate) fn give_up() -> io::Result<bool> {
     caps::clear(None, CapSet::Inheritable).map_err(io::Error::other)?;
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(io::Error::other)? {
         for capability in caps::all() {
+            let dropped = caps::drop(None, CapSet::Bounding, capability);
             // One that this kernel does not know cannot be had either.
-            if caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
-                caps::drop(None, CapSet::Bounding, capability).map_err(io::Error::other)?;
+            if dropped.is_err() && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+                return dropped.map(|()| precedence).map_err(io::Error::other);
             }
         }
     }

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{CAME_BACK, End, KILLED, begin_for, call, error, in_child};
+use common::{CAME_BACK, End, KILLED, begin_reading, call, error, in_child};
 use foraker_confine::{Kind, enter};
 
 /// Newest system call that is tried, and a few beyond it.
@@ -57,7 +57,7 @@ fn tried_from(kind: Kind) -> String {
         // It takes longer than what it tries.
         // SAFETY: a call with a number.
         unsafe { libc::alarm(300) };
-        begin_for(kind, &[]);
+        begin_reading(&[]);
         let all = complaints(kind).join("\n");
         // SAFETY: ends what is read.
         i32::from(std::io::Write::write_all(&mut writer, all.as_bytes()).is_err())
@@ -96,7 +96,7 @@ fn the_attempt_itself_is_harmless() {
 #[test]
 fn the_other_interface_is_closed() {
     let end = in_child(|| {
-        begin_for(Kind::Worker, &[]);
+        begin_reading(&[]);
         enter(Kind::Worker);
         // SAFETY: `getpid` of the 32-bit interface, which changes RAX alone.
         unsafe {
@@ -111,7 +111,7 @@ fn the_other_interface_is_closed() {
 /// Tries something from a thread of a kind; none of these may come back.
 fn is_killed(kind: Kind, what: &str, attempt: impl FnOnce() -> i64) {
     let end = in_child(|| {
-        begin_for(kind, &[]);
+        begin_reading(&[]);
         enter(kind);
         attempt();
         CAME_BACK
@@ -183,7 +183,7 @@ fn no_memory_becomes_executable() {
     }
     // In set-up, and for kinds without a filter, it is the kernel that refuses (from Linux 6.3 on).
     let end = in_child(|| {
-        begin_for(Kind::Worker, &[]);
+        begin_reading(&[]);
         if map(read | write | execute) != -1 {
             return CAME_BACK;
         }

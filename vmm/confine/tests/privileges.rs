@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use caps::{CapSet, Capability};
-use common::{CAME_BACK, End, KILLED, begin_for, call, error, in_child, process, wait};
+use common::{CAME_BACK, End, KILLED, begin_reading, call, error, in_child, wait};
 use foraker_confine::{Enforced, Files, Kind, begin, enter, finish};
 
 /// A file to be read, and one beside it.
@@ -53,7 +53,7 @@ fn status_of(kind: Kind) -> String {
     // SAFETY: as in `in_child`.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        begin_for(kind, &[]);
+        begin_reading(&[]);
         enter(kind);
         let _ = std::io::Write::write_all(&mut writer, b"x");
         loop {
@@ -99,7 +99,7 @@ fn each_kind_keeps_its_own_capabilities_and_no_others() {
 #[test]
 fn a_capability_that_was_given_up_does_not_come_back() {
     let end = in_child(|| {
-        begin_for(Kind::Channel, &[]);
+        begin_reading(&[]);
         enter(Kind::Channel);
         let admin = [Capability::CAP_NET_ADMIN].into_iter().collect();
         i32::from(caps::set(None, CapSet::Permitted, &admin).is_ok())
@@ -107,7 +107,7 @@ fn a_capability_that_was_given_up_does_not_come_back() {
     assert_eq!(end, End::Exit(0));
     // Where none are to be kept, there is no call for it.
     let end = in_child(|| {
-        begin_for(Kind::Worker, &[]);
+        begin_reading(&[]);
         enter(Kind::Worker);
         call(libc::SYS_capset, 0);
         CAME_BACK
@@ -118,7 +118,7 @@ fn a_capability_that_was_given_up_does_not_come_back() {
 #[test]
 fn nobody_looks_into_a_confined_process() {
     let end = in_child(|| {
-        begin_for(Kind::Worker, &[]);
+        begin_reading(&[]);
         // SAFETY: a call with a number.
         unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) }
     });
@@ -127,7 +127,7 @@ fn nobody_looks_into_a_confined_process() {
 
 /// Whether the kernel has Landlock; said if it has not.
 fn has_landlock() -> bool {
-    let end = in_child(|| match begin(process(Kind::Worker), Files::default()) {
+    let end = in_child(|| match begin(Files::default()) {
         Ok(Enforced::Fully | Enforced::Partly) => 0,
         _ => 1,
     });
@@ -154,7 +154,7 @@ fn only_files_that_were_named_are_opened() {
     for over in [false, true] {
         let attempt = |attempt: &dyn Fn() -> i32| {
             in_child(|| {
-                begin_for(Kind::Channel, &images);
+                begin_reading(&images);
                 if over && finish(Kind::Channel).is_err() {
                     return CAME_BACK;
                 }
@@ -189,31 +189,40 @@ fn only_files_that_were_named_are_opened() {
 }
 
 #[test]
-fn a_file_that_is_written_is_named_itself_not_its_folder() {
+fn files_to_be_written_are_written_in_set_up_and_no_others() {
     if !has_landlock() {
         return;
     }
     let place = Place::new("written");
-    let (trace, beside) = (place.at("trace"), place.at("beside"));
-    let written = vec![trace.clone(), place.at("secret")];
+    let (there, new, beside) = (place.at("there"), place.at("images/new"), place.at("beside"));
+    fs::write(&there, "long before").expect("a file");
+    let written = vec![there.clone(), new.clone()];
     let end = in_child(|| {
-        begin(process(Kind::Launch), Files { images: Vec::new(), written: written.clone() }).expect("begun");
-        if refused(fs::write(&trace, "a trace")) != 0 || refused(fs::write(&beside, "x")) != libc::EACCES {
-            return 1;
-        }
-        // To write is not to read.
-        i32::from(refused(fs::read(place.at("secret"))) != libc::EACCES)
+        begin(Files { images: Vec::new(), written: written.clone() }).expect("begun");
+        let written = [&there, &new].map(|path| refused(fs::write(path, "a trace")));
+        // To write is not to read; a file that is there is named itself, not its folder.
+        let others = [
+            refused(fs::read(&there)),
+            refused(fs::write(&beside, "x")),
+            refused(fs::read(place.at("secret"))),
+        ];
+        i32::from(written != [0; 2] || others != [libc::EACCES; 3])
     });
     assert_eq!(end, End::Exit(0));
-    assert_eq!(fs::read_to_string(&trace).expect("written"), "a trace");
-    assert_eq!(fs::read_to_string(place.at("secret")).expect("kept"), "a secret");
+    assert_eq!([&there, &new].map(|path| fs::read_to_string(path).expect("written")), ["a trace"; 2]);
+    let end = in_child(|| {
+        begin(Files { images: Vec::new(), written: written.clone() }).expect("begun");
+        finish(Kind::Launch).expect("confined");
+        refused(fs::write(&there, "x"))
+    });
+    assert_eq!(end, KILLED, "when set-up is over");
 }
 
 /// Landlock, from version 6 on, keeps signals within.
 #[test]
 fn no_signal_leaves_the_process() {
     let outside = std::process::id().cast_signed();
-    let end = in_child(|| match begin(process(Kind::Worker), Files::default()) {
+    let end = in_child(|| match begin(Files::default()) {
         // SAFETY: asks whether a signal could be sent.
         Ok(Enforced::Fully) if unsafe { libc::kill(outside, 0) } == 0 => CAME_BACK,
         Ok(Enforced::Fully) => error(),
@@ -229,7 +238,7 @@ fn no_signal_leaves_the_process() {
 #[test]
 fn threads_can_be_started_and_processes_cannot() {
     let end = in_child(|| {
-        begin_for(Kind::Channel, &[]);
+        begin_reading(&[]);
         finish(Kind::Channel).expect("confined");
         let thread = std::thread::Builder::new().name("published".to_owned()).spawn(|| {
             enter(Kind::Published);
@@ -239,7 +248,7 @@ fn threads_can_be_started_and_processes_cannot() {
     });
     assert_eq!(end, End::Exit(7));
     let end = in_child(|| {
-        begin_for(Kind::Channel, &[]);
+        begin_reading(&[]);
         finish(Kind::Channel).expect("confined");
         let thread = std::thread::spawn(|| {
             enter(Kind::Published);
@@ -251,7 +260,7 @@ fn threads_can_be_started_and_processes_cannot() {
     assert_eq!(end, KILLED);
     for kind in [Kind::Channel, Kind::Launch] {
         let end = in_child(|| {
-            begin_for(kind, &[]);
+            begin_reading(&[]);
             finish(kind).expect("confined");
             // SAFETY: the child would end at once.
             if unsafe { libc::fork() } == 0 {
@@ -261,13 +270,17 @@ fn threads_can_be_started_and_processes_cannot() {
             CAME_BACK
         });
         assert_eq!(end, KILLED, "{kind:?}");
-        let end = in_child(|| {
-            begin_for(kind, &[]);
+    }
+    // Its flags are in memory, where no filter looks.
+    let clone3 = |kind| {
+        in_child(|| {
+            begin_reading(&[]);
             finish(kind).expect("confined");
             if call(libc::SYS_clone3, 0) == -1 { error() } else { CAME_BACK }
-        });
-        assert_eq!(end, End::Exit(libc::ENOSYS), "{kind:?}");
-    }
+        })
+    };
+    assert_eq!(clone3(Kind::Channel), End::Exit(libc::ENOSYS));
+    assert_eq!(clone3(Kind::Launch), KILLED);
 }
 
 /// Nobody's capabilities and no root: the same holds.
@@ -277,7 +290,7 @@ fn a_user_without_privileges_is_confined_as_well() {
     let end = in_child(|| {
         // SAFETY: changes this child's user; refused, it has none to give up.
         unsafe { libc::setuid(NOBODY) };
-        begin_for(Kind::Worker, &[]);
+        begin_reading(&[]);
         let before = refused(fs::read("/etc/passwd"));
         enter(Kind::Worker);
         if ![0, libc::EACCES].contains(&before) {

@@ -60,7 +60,8 @@ pub(crate) const CHANNEL_READER: &[Group] = &[
     EVERY,
 ];
 
-/// The main thread of `vmm launch`: starts guests, waits for their ends, and reports.
+/// The main thread of `vmm launch`: starts guests, waits for their ends, and reports. Its threads are all there by then: machines are not kept, so that no
+/// helpers give them back.
 pub(crate) const LAUNCH: &[Group] = &[
     MACHINES,
     ENTER_GUEST,
@@ -71,7 +72,6 @@ pub(crate) const LAUNCH: &[Group] = &[
     READ_FILES,
     TEMPLATES,
     LOOK,
-    START_THREADS,
     END_CELL,
     WRITE_REPORT,
     EVERY,

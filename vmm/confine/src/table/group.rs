@@ -163,8 +163,7 @@ pub(crate) const NEIGHBOURS: Group = &[
 ];
 
 /// The index of an interface, on a socket that is open.
-pub(crate) const INTERFACE: Group =
-    &[call!(SYS_ioctl, &[rule!("SIOCGIFINDEX", Condition::is(1, 0x8933))])];
+pub(crate) const INTERFACE: Group = &[call!(SYS_ioctl, &[rule!("SIOCGIFINDEX", Condition::is(1, 0x8933))])];
 
 /// Streams between clients and guests: TCP, version 4 or 6.
 const TCP: &[Rule] = {

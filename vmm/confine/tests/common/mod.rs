@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use foraker_confine::{Files, Kind, Process, begin};
+use foraker_confine::{Files, begin};
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +47,9 @@ pub fn wait(pid: i32) -> End {
     }
 }
 
-/// The process that has threads of this kind.
-pub fn process(kind: Kind) -> Process {
-    kind.processes().first().copied().expect("each kind has one")
-}
-
 /// Begins to confine the calling process, which may read these.
-pub fn begin_for(kind: Kind, images: &[PathBuf]) {
-    begin(process(kind), Files { images: images.to_vec(), written: Vec::new() }).expect("begun");
+pub fn begin_reading(images: &[PathBuf]) {
+    begin(Files { images: images.to_vec(), written: Vec::new() }).expect("begun");
 }
 
 /// A system call with the same argument six times.
