@@ -8,7 +8,7 @@ use crate::{process, workspace::Workspace};
 
 /// What each crate of the workspace may use of it, from the bottom to the top. A crate's tests may use whatever
 /// stands above its own line.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     // The contract, and decisions that need neither a clock nor input and output.
     ("foraker-abi", &[]),
     ("foraker-policy", &["foraker-abi"]),
@@ -36,6 +36,8 @@ const LAYERS: [(&str, &[&str]); 16] = [
         "foraker-supervisor",
         &["foraker-policy", "foraker-confine", "foraker-publish", "foraker-cell", "foraker-debug"],
     ),
+    // What a browser shows of it: it knows nobody, and is told through a trait.
+    ("foraker-ui", &[]),
     // The command.
     (
         "foraker-vmm",
