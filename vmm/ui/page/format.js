@@ -38,6 +38,13 @@ export function bytes(n) {
 
 export const things = (n) => (n == null ? NONE : count(n));
 
+/** A number of things where there is little room. */
+export function short(n) {
+  if (n == null || n < 10_000) return things(n);
+  const [value, prefix] = scaled(n, 1000, ["", "k", "M", "G"]);
+  return `${digits(value)} ${prefix}`;
+}
+
 export function span(ns) {
   if (ns < 1e3) return `${ns} ns`;
   if (ns < 1e6) return `${digits(ns / 1e3)} us`;

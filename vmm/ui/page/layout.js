@@ -16,15 +16,14 @@ export function arrange(sizes, width, height) {
   for (let pitch = MOST; pitch >= LEAST; pitch -= 1) {
     const room = pitch === MARKED ? height * 1.3 : height;
     const ways = SHAPES.map((shape) => strips(sizes, width, pitch, Math.ceil(label / pitch), shape));
-    const found = ways.find((way) => way.height <= room);
-    if (found) return found;
-    if (pitch === LEAST) return ways.reduce((a, b) => (b.height < a.height ? b : a));
+    const found = ways.reduce((a, b) => (b.height < a.height ? b : a));
+    if (found.height <= room || pitch === LEAST) return found;
   }
 }
 
 function strips(sizes, width, pitch, least, shape) {
   const gap = Math.ceil(GAP / pitch);
-  const columns = Math.max(least, Math.floor((width + GAP) / pitch));
+  const columns = Math.max(least, Math.floor((width + 1) / pitch));
   // A strip is about as high as a square group of the usual size is.
   const mean = sizes.reduce((sum, n) => sum + n, 0) / Math.max(1, sizes.length);
   const usual = Math.max(1, Math.ceil(Math.sqrt(mean * shape)));

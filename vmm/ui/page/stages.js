@@ -1,6 +1,6 @@
 // The stages as SEDA draws them: a queue before each, arrows between them. Wide windows have the path from left to right, narrow ones from top to bottom.
 
-import { things, rate } from "./format.js";
+import { short, things, rate } from "./format.js";
 
 const SLOTS = 8;
 const BOX = { width: 200, height: 68 };
@@ -98,7 +98,7 @@ export class Stages {
       const [queue, bound, passed, refusing, refused] = loads[at] ?? [];
       const full = queue && bound ? Math.min(SLOTS, Math.ceil((queue / bound) * SLOTS)) : 0;
       slots.forEach((slot, n) => slot.classList.toggle("full", n < full));
-      set(texts.queue, queue == null ? "queue not known" : `queue ${things(queue)}${bound == null ? "" : ` of ${things(bound)}`}`);
+      set(texts.queue, queue == null ? "queue not known" : `queue ${short(queue)}${bound == null ? "" : ` of ${short(bound)}`}`);
       set(texts.rate, rate(passed));
       // How many at all; while there are more, how many a second.
       set(texts.refused, refused == null ? "" : `refused ${refusing > 0 ? rate(refusing) : things(refused)}`);
