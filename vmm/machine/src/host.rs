@@ -29,6 +29,8 @@ pub enum HostError {
 
 /// The state components that a guest may use: x87, SSE, AVX, AVX-512.
 const XCR0_MASK: u64 = 0xe7;
+/// The state component of protection keys' rights.
+const PROTECTION_KEYS: u32 = 1 << 9;
 
 /// Unless it is disabled, taking one memory slot away takes every slot's pages from the shadow or nested page tables of the VM (Linux 6.12 and later have
 /// the choice).
@@ -40,6 +42,8 @@ pub struct Host {
     pub(crate) kvm: Kvm,
     pub(crate) cpuid: CpuId,
     pub(crate) xcr0: u64,
+    /// The component of protection keys, if KVM keeps it.
+    protection_keys: u32,
     cpu_features: u64,
     tsc_khz: OnceLock<u32>,
     /// Guests see the host's time-stamp counter.
@@ -87,6 +91,7 @@ impl Host {
         let leaf =
             |function, index| cpuid.as_slice().iter().find(|e| e.function == function && e.index == index);
         let xcr0 = leaf(0xd, 0).map_or(3, |e| (u64::from(e.edx) << 32 | u64::from(e.eax)) & XCR0_MASK);
+        let protection_keys = leaf(0xd, 0).map_or(0, |e| e.eax & PROTECTION_KEYS);
         let own = |leaf| std::arch::x86_64::__cpuid_count(leaf, 0);
         let rdrand = leaf(1, 0).is_some_and(|e| e.ecx & 1 << 30 != 0);
         let cpu_features = features(own(1).ecx, own(7).ebx, xcr0, rdrand);
@@ -96,6 +101,7 @@ impl Host {
             kvm,
             cpuid,
             xcr0,
+            protection_keys,
             cpu_features,
             tsc_khz: OnceLock::new(),
             shares_tsc: OnceLock::new(),
@@ -122,6 +128,11 @@ impl Host {
     #[must_use]
     pub fn cpu_features(&self) -> u64 {
         self.cpu_features
+    }
+
+    /// The XSAVE component of protection keys' rights, if KVM keeps it: no guest is offered it, and each may reach it.
+    pub(crate) fn protection_keys(&self) -> u32 {
+        self.protection_keys
     }
 
     /// Type of the task state segment in TR. VMX enters 64-bit code with a busy one (11) only. AMD processors do not show the busy bit

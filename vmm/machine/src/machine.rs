@@ -306,6 +306,16 @@ impl Core {
         }
     }
 
+    /// Sets the state of x87, vectors and protection keys.
+    ///
+    /// Rights of protection keys (PKRU) are named always: KVM leaves those as they are of which an area says nothing, and a guest has them in its reach
+    /// where a back end runs it with the host's own XCR0 and CR4, whatever its machine's say.
+    pub(crate) fn load_xsave(&mut self, mut xsave: kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+        xsave.region[XSAVE_PRESENT] |= self.machine.host.protection_keys();
+        // SAFETY: the structure holds all state that XCR0 enables, which was cut to what fits, and a state of four bytes beside it.
+        unsafe { self.fd.set_xsave(&xsave) }
+    }
+
     /// Clears everything that a guest leaves in a core: x87, SSE, AVX and AVX-512 state, debug registers, pending exceptions, segment bases. General
     /// registers and flags are set when it begins; model-specific registers are out of a guest's reach.
     ///
@@ -313,8 +323,7 @@ impl Core {
     /// The host refuses: the core must not be used again.
     pub fn reset(&mut self) -> Result<(), MachineError> {
         self.complete_exit()?;
-        // SAFETY: the structure holds all state that XCR0 enables, which was cut to what fits.
-        unsafe { self.fd.set_xsave(&initial_xsave()) }.map_err(failed("reset the vector state"))?;
+        self.load_xsave(initial_xsave()).map_err(failed("reset the vector state"))?;
         self.fd.set_debug_regs(&kvm_debugregs::default()).map_err(failed("reset the debug registers"))?;
         self.fd.set_vcpu_events(&kvm_vcpu_events::default()).map_err(failed("reset pending events"))?;
         let special = special_registers(self.index, 0, self.machine.host.task_state_type());
@@ -442,17 +451,19 @@ impl Core {
     }
 }
 
+/// Where an XSAVE area says which states are in it, in words of four bytes.
+const XSAVE_PRESENT: usize = 128;
+
 /// The state of the x87 and vector registers as the architecture has it after start: all of it in its initial state but the two control words,
 /// which are named so that they are loaded, not kept.
 pub(crate) fn initial_xsave() -> kvm_xsave {
     const X87_CONTROL: usize = 0;
     const MXCSR: usize = 6;
-    const PRESENT: usize = 128;
     let mut xsave = kvm_xsave::default();
     xsave.region[X87_CONTROL] = 0x37f;
     xsave.region[MXCSR] = 0x1f80;
     // x87 and SSE.
-    xsave.region[PRESENT] = 3;
+    xsave.region[XSAVE_PRESENT] = 3;
     xsave
 }
 

@@ -94,8 +94,7 @@ impl Core {
         special.fs.base = saved.fs_base;
         special.gs.base = saved.gs_base;
         self.fd.set_sregs(&special).map_err(failed("set segment registers"))?;
-        // SAFETY: the structure holds all state that XCR0 enables, which was cut to what fits.
-        unsafe { self.fd.set_xsave(&saved.xsave()) }.map_err(failed("set the vector state"))?;
+        self.load_xsave(saved.xsave()).map_err(failed("set the vector state"))?;
         self.fd.sync_regs_mut().regs = saved.registers;
         self.fd.set_sync_dirty_reg(SyncReg::Register);
         Ok(())
