@@ -434,7 +434,7 @@ fn faults(out: &mut String) {
         let _ = writeln!(out, "| {vector} | `{mnemonic}` | {name} | {} |", if code { "yes" } else { "no" });
     }
     out.push('\n');
-    let values = constants!(fault: ERROR_CODE_VECTORS UD BP OF GP PF PF_PRESENT PF_WRITE PF_USER PF_FETCH);
+    let values = constants!(fault: ERROR_CODE_VECTORS DB UD BP OF GP PF PF_PRESENT PF_WRITE PF_USER PF_FETCH);
     table(out, &source.constants("", &values));
 }
 

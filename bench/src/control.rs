@@ -1,21 +1,19 @@
-//! A client that speaks the language of a supervisor's control socket itself: where a start takes a millisecond, a process for each question
-//! would be most of what is measured.
+//! A client that speaks to a supervisor's API itself: where a start takes a millisecond, a process for each question would be most of what is
+//! measured.
 
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use foraker_supervisor::channel::{receive, send};
-use foraker_supervisor::{Listed, Order, Reply, Request};
+use anyhow::{Context, Result, ensure};
+use foraker_api::guest::Bulk;
+use foraker_api::{Action, Client, Create, Filter, Guest, GuestSpec, State};
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest may take to run, seconds.
+const PATIENCE: u16 = 60;
 
 /// A connection to a supervisor.
 #[derive(Debug)]
-pub struct Control(UnixStream);
+pub struct Control(Client);
 
 impl Control {
     /// Connects.
@@ -23,41 +21,34 @@ impl Control {
     /// # Errors
     /// When there is no supervisor.
     pub fn connect(socket: &Path) -> Result<Control> {
-        let stream = UnixStream::connect(socket).context("no supervisor answers")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Control(stream))
+        Ok(Control(Client::connect(socket)?))
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Reply> {
-        send(&mut self.0, request)?;
-        match receive(&mut self.0)?.context("the supervisor has gone")? {
-            Reply::Refused(why) => bail!("refused: {why}"),
-            reply => Ok(reply),
-        }
+    /// Has the supervisor keep an image. Returns what guests call it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none.
+    pub fn image(&mut self, file: &Path) -> Result<String> {
+        Ok(self.0.hand_over(file, None)?)
     }
 
     /// Has a guest run. Returns its id, and where it is reached, as soon as it runs.
     ///
     /// # Errors
     /// When it is refused, or does not run in time.
-    pub fn run(&mut self, order: &Order) -> Result<(u64, Ipv4Addr)> {
-        let order = Box::new(order.clone());
-        let request = Request::Run { order, count: 1, restart: "no".to_owned(), wait: true };
-        match self.ask(&request)? {
-            Reply::Taken { first, ipv4: Some(address), .. } => Ok((first, address)),
-            other => bail!("the supervisor answered {other:?}"),
-        }
+    pub fn run(&mut self, guest: &GuestSpec) -> Result<(u64, Ipv4Addr)> {
+        let create = Create { count: 1, wait_seconds: PATIENCE, guest: guest.clone() };
+        let created = self.0.create(&create)?;
+        ensure!(created.open == 0, "guest {} does not run", created.first);
+        Ok((created.first, created.ipv4.context("the guest has no address")?))
     }
 
     /// Every guest.
     ///
     /// # Errors
     /// When the supervisor has gone.
-    pub fn guests(&mut self) -> Result<Vec<Listed>> {
-        match self.ask(&Request::List)? {
-            Reply::Guests(guests) => Ok(guests),
-            other => bail!("the supervisor answered {other:?}"),
-        }
+    pub fn guests(&mut self) -> Result<Vec<Guest>> {
+        Ok(self.0.guests(&Filter::default())?)
     }
 
     /// The addresses of the guests that run, the first guest's first.
@@ -65,24 +56,32 @@ impl Control {
     /// # Errors
     /// When the supervisor has gone, or a guest does not run.
     pub fn addresses(&mut self) -> Result<Vec<Ipv4Addr>> {
-        let of = |g: Listed| g.ipv4.filter(|_| g.phase == "running").with_context(|| g.phase.clone());
+        let of = |g: Guest| g.ipv4.filter(|_| g.state == State::Running).with_context(|| g.state.to_string());
         self.guests()?.into_iter().map(of).collect::<Result<_>>().context("a guest does not run")
     }
 
-    /// A guest, if it is there.
+    /// A guest.
     ///
     /// # Errors
-    /// When the supervisor has gone.
-    pub fn guest(&mut self, id: u64) -> Result<Option<Listed>> {
-        Ok(self.guests()?.into_iter().find(|g| g.id == id))
+    /// When it is not there.
+    pub fn guest(&mut self, id: u64) -> Result<Guest> {
+        Ok(self.0.guest(&id.to_string())?.guest)
     }
 
     /// Ends a guest, without asking it.
     ///
     /// # Errors
-    /// When the supervisor has gone.
+    /// When it is not there.
     pub fn kill(&mut self, id: u64) -> Result<()> {
-        self.ask(&Request::Stop { ids: Some(vec![id]), kill: true }).map(drop)
+        Ok(self.0.act(&id.to_string(), Action::Kill).map(drop)?)
+    }
+
+    /// Ends all guests, without asking them.
+    ///
+    /// # Errors
+    /// When the supervisor has gone.
+    pub fn kill_all(&mut self) -> Result<()> {
+        Ok(self.0.act_on_all(&Bulk { action: Action::Kill, filter: Filter::default() }).map(drop)?)
     }
 
     /// Has the supervisor forget guests that have ended.
@@ -90,7 +89,8 @@ impl Control {
     /// # Errors
     /// When the supervisor has gone.
     pub fn prune(&mut self) -> Result<()> {
-        self.ask(&Request::Prune).map(drop)
+        self.0.post::<foraker_api::guest::Done>("/guests/prune", Some(&Filter::default()))?;
+        Ok(())
     }
 
     /// Processes of the cells.
@@ -98,11 +98,25 @@ impl Control {
     /// # Errors
     /// When the supervisor has gone, or a cell has.
     pub fn cells(&mut self) -> Result<Vec<u32>> {
-        match self.ask(&Request::Cells)? {
-            Reply::Cells(cells) => {
-                cells.into_iter().map(|(process, ..)| process.context("a cell has died")).collect()
-            }
-            other => bail!("the supervisor answered {other:?}"),
-        }
+        self.0.cells()?.into_iter().map(|cell| cell.process.context("a cell has died")).collect()
+    }
+
+    /// An answer as it is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn bytes(&mut self, path: &str) -> Result<Vec<u8>> {
+        Ok(self.0.text(path)?)
+    }
+
+    /// A figure of the supervisor's metrics that has no labels.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn metric(&mut self, name: &str) -> Result<u64> {
+        let text = self.0.text("/metrics?guests=none")?;
+        let text = String::from_utf8_lossy(&text);
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        Ok(value.with_context(|| format!("no metric {name}"))? as u64)
     }
 }

@@ -1,11 +1,7 @@
 //! A supervisor with its cells, as `vmm serve` makes them, for benchmarks with thousands of guests.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +10,10 @@ use crate::control::Control;
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How often it is asked whether something has happened.
+const LOOK: Duration = Duration::from_millis(5);
+/// What counts the lines of all guests.
+const LINES: &str = "foraker_console_lines_total";
 
 /// A supervisor. Ends with its guests when it is dropped.
 #[derive(Debug)]
@@ -21,10 +21,7 @@ pub struct Supervisor {
     child: Child,
     vmm: PathBuf,
     socket: PathBuf,
-    lines: Arc<AtomicU64>,
-    /// Lines that hold the words that are listened for.
-    heard: Arc<Mutex<Vec<String>>>,
-    reader: Option<JoinHandle<()>>,
+    state: PathBuf,
 }
 
 impl Supervisor {
@@ -41,44 +38,20 @@ impl Supervisor {
     /// # Errors
     /// When it does not start.
     pub fn start_with(vmm: &Path, cells: usize, options: &[&str]) -> Result<Supervisor> {
-        Supervisor::listen(vmm, cells, options, None)
-    }
-
-    /// The same, and keeps guests' lines that hold these words.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub fn listen(
-        vmm: &Path,
-        cells: usize,
-        options: &[&str],
-        words: Option<&'static str>,
-    ) -> Result<Supervisor> {
-        let socket = std::env::temp_dir().join(format!("bench-{}.sock", std::process::id()));
-        let mut child = Command::new(vmm)
+        let own = |what: &str| std::env::temp_dir().join(format!("bench-{}.{what}", std::process::id()));
+        let (socket, state) = (own("sock"), own("state"));
+        let child = Command::new(vmm)
             .args(["serve", "--cells", &cells.to_string(), "--socket"])
             .arg(&socket)
+            .arg("--state")
+            .arg(&state)
             .args(options)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", vmm.display()))?;
-        let lines = Arc::new(AtomicU64::new(0));
-        let output = child.stdout.take().context("no output")?;
-        let heard = Arc::default();
-        let (counted, kept) = (Arc::clone(&lines), Arc::<Mutex<Vec<String>>>::clone(&heard));
-        let reader = std::thread::spawn(move || {
-            // Ends with the last process that holds the pipe.
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if words.is_some_and(|words| line.contains(words)) {
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-                }
-                counted.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        let supervisor =
-            Supervisor { child, vmm: vmm.to_path_buf(), socket, lines, heard, reader: Some(reader) };
-        supervisor.wait("the supervisor does not answer", || supervisor.ask(&["ps"]).is_ok())?;
+        let supervisor = Supervisor { child, vmm: vmm.to_path_buf(), socket, state };
+        supervisor.wait("the supervisor does not answer", || supervisor.control().is_ok())?;
         Ok(supervisor)
     }
 
@@ -90,23 +63,26 @@ impl Supervisor {
         Control::connect(&self.socket)
     }
 
-    /// What was heard so far.
-    #[must_use]
-    pub fn heard(&self) -> Vec<String> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Lines of a guest that hold these words.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn heard(&self, guest: &str, words: &str) -> Result<Vec<String>> {
+        let log = self.ask(&["logs", guest])?;
+        Ok(log.lines().filter(|line| line.contains(words)).map(str::to_owned).collect())
     }
 
     /// Waits for something.
     ///
     /// # Errors
     /// When it does not come.
-    pub fn wait(&self, what: &str, done: impl Fn() -> bool) -> Result<()> {
+    pub fn wait(&self, what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
         let since = Instant::now();
         while !done() {
             if since.elapsed() > PATIENCE {
                 bail!("{what}");
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(LOOK);
         }
         Ok(())
     }
@@ -116,7 +92,7 @@ impl Supervisor {
     /// # Errors
     /// When it fails.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        // The verb is one word, or two after `owner`.
+        // The verb is one word, or two after a noun.
         let words = if arguments.first() == Some(&"owner") { 2 } else { 1 };
         let (verb, rest) = arguments.split_at_checked(words).context("no command")?;
         let output = Command::new(&self.vmm)
@@ -137,17 +113,23 @@ impl Supervisor {
     /// # Errors
     /// When one does not.
     pub fn storm(&self, count: u64, guest: &[&str]) -> Result<Duration> {
-        let before = self.lines.load(Ordering::Relaxed);
+        let mut control = self.control()?;
+        let before = control.metric(LINES)?;
         let number = count.to_string();
         let start = Instant::now();
-        self.ask(&[&["run", "--detach", "--count", &number], guest].concat())?;
-        let lines = || self.lines.load(Ordering::Relaxed) - before;
-        self.wait("not every guest has written its line", || lines() >= count)?;
+        self.ask(&[&["run", "--detach", "--no-wait", "--count", &number], guest].concat())?;
+        let lines = std::cell::Cell::new(0);
+        self.wait("not every guest has written its line", || {
+            lines.set(control.metric(LINES).map_or(0, |now| now - before));
+            lines.get() >= count
+        })?;
         let elapsed = start.elapsed();
+        ensure!(lines.get() == count, "{} lines of {count} guests", lines.get());
         // The supervisor hears of them in batches.
-        let running = |list: String| list.lines().filter(|l| l.ends_with("  running")).count() as u64;
-        self.wait("not every guest runs", || self.ask(&["ps"]).is_ok_and(|list| running(list) == count))?;
-        ensure!(lines() == count, "{} lines of {count} guests", lines());
+        let running = |guests: &[foraker_api::Guest]| {
+            guests.iter().filter(|g| g.state == foraker_api::State::Running).count() as u64
+        };
+        self.wait("not every guest runs", || control.guests().is_ok_and(|guests| running(&guests) == count))?;
         Ok(elapsed)
     }
 }
@@ -159,8 +141,7 @@ impl Drop for Supervisor {
         if let Err(e) = self.child.wait() {
             eprintln!("bench: {e}");
         }
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
+        // Nobody needs what outlives it.
+        let _ = std::fs::remove_dir_all(&self.state);
     }
 }

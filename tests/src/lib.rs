@@ -5,6 +5,7 @@
 //! taken. `BACK_END=stock` or `FORAKER_SLOW=1` stretches the limits of time, for machines that are emulated.
 //! Nothing here needs another program. Tests that do (`curl`, `wrk`) are in `tests/clients.rs`.
 
+pub mod api;
 pub mod bounds;
 pub mod crowd;
 pub mod dns;

@@ -29,7 +29,7 @@ fn addresses(guests: &[Listed]) -> Vec<SocketAddr> {
 
 /// Starts a case and waits until it runs; its id.
 fn start(serve: &Serve, program: &str, case: &Case) -> u64 {
-    let mut arguments = vec!["run", "--name", case.name];
+    let mut arguments = vec!["run", "-d", "--name", case.name];
     for option in case.options {
         // The list of options is that of a launch, where networks have names; here each owner has its own.
         arguments.push(if *option == "--network" { "--owner" } else { option });
@@ -61,9 +61,9 @@ fn misbehave(serve: &Serve, program: &str, cases: &[&Case]) -> Vec<String> {
         }
         let ids: Vec<String> = endless.iter().map(|(id, _)| id.to_string()).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        let _ = serve.ask(&[&["stop", "--kill"], &ids[..]].concat());
+        let _ = serve.ask(&[&["kill"], &ids[..]].concat());
     }
-    let is_open = |phase: &String| ["waiting", "starting", "running", "resting"].contains(&phase.as_str());
+    let is_open = |phase: &String| ["waiting", "starting", "running", "restarting"].contains(&phase.as_str());
     let mut last = phases();
     eventually(Duration::from_secs(20), || {
         std::thread::sleep(Duration::from_millis(20));
@@ -86,7 +86,7 @@ fn the_hostile_suite_beside_a_thousand_good_guests() {
     let began = Instant::now();
     let count = good.to_string();
     let web = ["--small-pages", "-m", "2M", "--name", "good", "--restart", "always"];
-    let run = serve.ask(&[&["run", "--count", &count], &web[..], &[&httpd]].concat());
+    let run = serve.ask(&[&["run", "-d", "--count", &count], &web[..], &[&httpd]].concat());
     assert_eq!(run.status, 0, "{run}");
     println!("{good} guests run after {:?}", began.elapsed());
     let guests = serve.guests();

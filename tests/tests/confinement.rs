@@ -106,7 +106,7 @@ fn every_thread_of_a_cell_is_confined() {
     let web = image("httpd").display().to_string();
     let port = free_port();
     let (publish, server) = (format!("{port}:80"), SocketAddr::from(([127, 0, 0, 1], port)));
-    let run = serve.ask(&["run", "-p", &publish, &web]);
+    let run = serve.ask(&["run", "-d", "-p", &publish, &web]);
     assert_eq!(run.status, 0, "{run}");
     http::wait_until_serving(server, seconds(10));
     // The pool's thread makes machines when guests no longer come.

@@ -9,7 +9,7 @@ const RESTS: [&str; 4] = ["--no-net", "-m", "1M", "--small-pages"];
 
 fn run(serve: &Serve, options: &[&str]) -> foraker_tests::launch::Ended {
     let probe = image("probe").display().to_string();
-    serve.ask(&[&["run"], options, &RESTS[..], &[&probe, "idle"]].concat())
+    serve.ask(&[&["run", "-d"], options, &RESTS[..], &[&probe, "idle"]].concat())
 }
 
 /// Where the guest of this number is in its life.
@@ -34,7 +34,7 @@ fn what_can_never_be_admitted_is_refused_with_the_reason() {
         (&["-m", "1M", "--owner", "a b"], "is no name of an owner"),
     ] {
         let probe = image("probe").display().to_string();
-        let ended = serve.ask(&[&["run", "--no-net"], options, &[&probe, "idle"]].concat());
+        let ended = serve.ask(&[&["run", "-d", "--no-net"], options, &[&probe, "idle"]].concat());
         assert_eq!((ended.status, ended.stderr.lines().count()), (125, 1), "{options:?}: {ended}");
         assert!(ended.stderr.contains(expected), "{options:?}: {ended}");
     }
@@ -49,17 +49,17 @@ fn who_finds_no_room_waits_in_a_line_that_is_bounded() {
     let serve = Serve::start_with("line", 1, "10.125", &["--max-guests", "2", "--max-waiting", "4"]);
     let set = serve.ask(&["owner", "set", "small", "--max-guests", "1"]);
     assert_eq!(set.status, 0, "{set}");
-    assert_eq!(run(&serve, &["--count", "2", "--owner", "small", "-d"]).status, 0);
+    assert_eq!(run(&serve, &["--count", "2", "--owner", "small"]).status, 0);
     becomes(&serve, 1, "running");
     assert_eq!(phase(&serve, 2), "waiting", "its owner may have one");
     assert_eq!(run(&serve, &[]).status, 0, "another owner may");
     // Taken whole or not at all: two of an owner may wait.
-    let refused = run(&serve, &["-d", "--count", "3"]);
+    let refused = run(&serve, &["--count", "3"]);
     assert_eq!((refused.status, refused.stderr.lines().count()), (125, 1), "{refused}");
     assert!(refused.stderr.contains("its owner's part of the line is full: 2 of its guests"), "{refused}");
-    assert_eq!(run(&serve, &["-d", "--count", "2"]).stdout.trim(), "4..5");
-    assert_eq!(run(&serve, &["-d", "--owner", "third", "--priority", "7"]).stdout.trim(), "6");
-    let refused = run(&serve, &["-d", "--owner", "fourth"]);
+    assert_eq!(run(&serve, &["--count", "2"]).stdout.trim(), "4..5");
+    assert_eq!(run(&serve, &["--owner", "third", "--priority", "7"]).stdout.trim(), "6");
+    let refused = run(&serve, &["--owner", "fourth"]);
     assert!(refused.status == 125 && refused.stderr.contains("the line is full: 4 guests"), "{refused}");
     // Its owner and the third have nothing now: who waits for longer comes first.
     assert_eq!(serve.ask(&["stop", "3"]).status, 0);
@@ -101,12 +101,12 @@ fn what_a_guest_has_lent_comes_back_when_it_asks() {
     // Room for the one, and for what it lends, but not for both.
     let serve = Serve::start_with("guest", 1, "10.127", &["--memory", "20M"]);
     let probe = image("probe").display().to_string();
-    let lender = ["run", "--no-net", "-m", "16M", "--small-pages", "--provision-memory", "16M"];
+    let lender = ["run", "-d", "--no-net", "-m", "16M", "--small-pages", "--provision-memory", "16M"];
     let lends = serve.ask(&[&lender[..], &["--provision-cpus", "0.5", &probe, "lend", "500"]].concat());
     assert_eq!(lends.status, 0, "{lends}");
-    let refused = serve.ask(&[&lender[..], &["-d", &probe, "lend", "500"]].concat());
+    let refused = serve.ask(&[&lender[..], &[&probe, "lend", "500"]].concat());
     assert!(refused.status == 125 && refused.stderr.contains("would be provisioned in all"), "{refused}");
-    let more = serve.ask(&["run", "-m", "1M", "--provision-memory", "2M", &probe, "idle"]);
+    let more = serve.ask(&["run", "-d", "-m", "1M", "--provision-memory", "2M", &probe, "idle"]);
     assert!(more.status == 125 && more.stderr.contains("--provision-memory is more than"), "{more}");
     let borrower =
         ["run", "-d", "--no-net", "-m", "8M", "--small-pages", "--restart", "always", &probe, "idle"];
@@ -115,7 +115,7 @@ fn what_a_guest_has_lent_comes_back_when_it_asks() {
     let came_back = || serve.guests().iter().find(|g| g.id == 2).is_some_and(|g| g.restarts >= 2);
     assert!(eventually(seconds(20), came_back), "{:?}", serve.guests());
     assert_eq!(phase(&serve, 1), "running");
-    let printed = serve.running.stdout();
+    let printed = serve.ask(&["logs", "1"]).stdout;
     assert!(printed.contains("granted after") && !printed.contains("refused after"), "{printed}");
     assert!(!printed.lines().any(|l| l.contains("reads ") && !l.ends_with("reads 0")), "{printed}");
     assert_eq!(serve.stop().status, 0);

@@ -21,9 +21,9 @@ const WEB: [&str; 5] = ["--small-pages", "-m", "2M", "--name", "web"];
 fn guests_run_are_listed_and_stop() {
     let serve = Serve::start("list", 2, "10.110");
     let (hello, httpd) = (image("hello").display().to_string(), image("httpd").display().to_string());
-    let one = serve.ask(&["run", &hello]);
+    let one = serve.ask(&["run", "-d", &hello]);
     assert_eq!((one.status, one.stdout.trim()), (0, "1"), "{one}");
-    let more = serve.ask(&[&["run", "--count", "4"], &WEB[..], &[&httpd]].concat());
+    let more = serve.ask(&[&["run", "-d", "--count", "4"], &WEB[..], &[&httpd]].concat());
     assert_eq!((more.status, more.stdout.trim()), (0, "2..5"), "{more}");
     let guests = serve.guests();
     assert_eq!(guests.iter().map(|g| g.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
@@ -37,23 +37,25 @@ fn guests_run_are_listed_and_stop() {
         http::wait_until_serving(web(guest), seconds(10));
     }
     let stopped = serve.ask(&["stop", "2", "3"]);
-    assert_eq!(stopped.stdout.trim(), "2", "{stopped}");
+    assert_eq!(stopped.stdout.trim(), "2\n3", "{stopped}");
     let ended = eventually(seconds(10), || {
         serve.guests().iter().filter(|g| [2, 3].contains(&g.id)).all(|g| g.phase == "exit 0")
     });
     assert!(ended, "{:?}", serve.guests());
     let again = serve.ask(&["stop", "2"]);
     assert!(again.status == 125 && again.stderr.contains("ended already"), "{again}");
+    let logs = serve.ask(&["logs", "hello"]);
+    assert!(logs.stdout.starts_with("hello from hello"), "{logs}");
     let ended = serve.stop();
-    assert_eq!(ended.status, 0, "{ended}");
-    assert!(ended.stdout.contains("hello| hello from hello"), "{ended}");
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, ""), "{ended}");
 }
 
 #[test]
 fn a_killed_cell_takes_only_its_own_guests_and_they_come_back() {
     let serve = Serve::start("kill", 2, "10.112");
     let httpd = image("httpd").display().to_string();
-    let run = serve.ask(&[&["run", "--count", "6", "--restart", "on-failure"], &WEB[..], &[&httpd]].concat());
+    let run =
+        serve.ask(&[&["run", "-d", "--count", "6", "--restart", "on-failure"], &WEB[..], &[&httpd]].concat());
     assert_eq!(run.status, 0, "{run}");
     let before = serve.guests();
     for guest in &before {
@@ -111,7 +113,8 @@ fn a_cell_killed_under_load_is_back_within_two_seconds() {
     let httpd = image("httpd").display().to_string();
     let guests = if emulated() { GUESTS / 4 } else { GUESTS };
     let count = guests.to_string();
-    let run = serve.ask(&[&["run", "--count", &count, "--restart", "always"], &WEB[..], &[&httpd]].concat());
+    let run =
+        serve.ask(&[&["run", "-d", "--count", &count, "--restart", "always"], &WEB[..], &[&httpd]].concat());
     assert_eq!(run.status, 0, "{run}");
     let before = serve.guests();
     assert_eq!(before.len(), guests);
@@ -175,7 +178,7 @@ fn memory_of_ended_guests_is_given_back() {
     let hostile = image("hostile").display().to_string();
     let cell = serve.cells()[0];
     for round in 1..=4 {
-        let run = serve.ask(&["run", &hostile, "touch-memory"]);
+        let run = serve.ask(&["run", "-d", &hostile, "touch-memory"]);
         assert_eq!(run.status, 0, "{run}");
         assert!(eventually(seconds(10), || serve.guests().iter().all(|g| g.phase == "exit 0")));
         let given_back = eventually(seconds(10), || Usage::of(cell).arena == 0);
@@ -190,7 +193,8 @@ fn published_ports_belong_to_their_guests_lives() {
     let httpd = image("httpd").display().to_string();
     let port = free_port();
     let (publish, server) = (format!("{port}:80"), SocketAddr::from(([127, 0, 0, 1], port)));
-    let run = |more: &[&str]| serve.ask(&[&["run", "-p", &publish], more, &WEB[..], &[&httpd]].concat());
+    let run =
+        |more: &[&str]| serve.ask(&[&["run", "-d", "-p", &publish], more, &WEB[..], &[&httpd]].concat());
     let first = run(&[]);
     assert_eq!((first.status, first.stdout.trim()), (0, "1"), "{first}");
     http::wait_until_serving(server, seconds(10));
@@ -202,7 +206,7 @@ fn published_ports_belong_to_their_guests_lives() {
     // With its guest the port ends, and with it a connection that somebody keeps.
     let mut kept = http::Connection::open(server).expect("a connection");
     assert_eq!(kept.get("/hello.txt").expect("an answer").status, 200);
-    assert_eq!(serve.ask(&["stop", "--kill", "1"]).status, 0);
+    assert_eq!(serve.ask(&["kill", "1"]).status, 0);
     assert!(eventually(seconds(10), || serve.guests().iter().any(|g| g.id == 1 && g.phase != "running")));
     assert!(kept.is_closed());
     assert!(std::net::TcpStream::connect(server).is_err(), "nobody listens any more");
@@ -223,7 +227,7 @@ fn published_ports_belong_to_their_guests_lives() {
 fn guests_share_machines() {
     let serve = Serve::start_with("warm", 1, "10.119", &["--machines", "2"]);
     let httpd = image("httpd").display().to_string();
-    let ran = serve.ask(&[&["run", "--count", "8"], &WEB[..], &[&httpd]].concat());
+    let ran = serve.ask(&[&["run", "-d", "--count", "8"], &WEB[..], &[&httpd]].concat());
     assert_eq!(ran.status, 0, "{ran}");
     let guests = serve.guests();
     for round in 0..3 {
@@ -270,7 +274,7 @@ fn shares_hold_between_cells() {
     // As many for each cell as there are processors, in turn.
     for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
         for share in ["300", "100"] {
-            let ran = serve.ask(&["run", "--cpu-shares", share, &hostile, "endless-loop"]);
+            let ran = serve.ask(&["run", "-d", "--cpu-shares", share, &hostile, "endless-loop"]);
             assert_eq!(ran.status, 0, "{ran}");
         }
     }
@@ -286,7 +290,7 @@ fn shares_hold_between_cells() {
         (2.0..4.5).contains(&(grown[0] / grown[1].max(0.01)))
     });
     assert!(held, "{:?}", used());
-    assert_eq!(serve.ask(&["stop", "--kill", "--all"]).status, 0);
+    assert_eq!(serve.ask(&["kill", "--all"]).status, 0);
     assert_eq!(serve.stop().status, 0);
 }
 
@@ -312,7 +316,7 @@ fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
 #[test]
 fn what_cannot_be_done_is_said_in_one_line() {
     let hello = image("hello").display().to_string();
-    let nobody = ask(&socket("nobody"), &["run", &hello]);
+    let nobody = ask(&socket("nobody"), &["run", "-d", &hello]);
     assert_eq!(nobody.status, 125, "{nobody}");
     assert!(nobody.stderr.contains("start one with `vmm serve`"), "{nobody}");
     let file = std::env::temp_dir().join(format!("foraker-{}-file", std::process::id()));
@@ -324,22 +328,22 @@ fn what_cannot_be_done_is_said_in_one_line() {
 
     let serve = Serve::start("errors", 1, "10.119");
     for (arguments, expected) in [
-        (vec!["run", "--restart", "sometimes", &hello], "choose no, on-failure or always"),
-        (vec!["run", "--count", "0", &hello], "choose 1 to"),
-        (vec!["run", "/nowhere"], "/nowhere"),
-        (vec!["stop", "77"], "not there"),
-        (vec!["run", "--count", "2", "--net", "-p", "8080:80", &hello], "publish one guest at a time"),
-        (vec!["run", "--no-net", "-p", "8080:80", &hello], "has no network"),
-        (vec!["run", "--network", "blue", "--net", &hello], "vmm launch --network"),
+        (vec!["run", "-d", "--restart", "sometimes", &hello], "choose no, on-failure or always"),
+        (vec!["run", "-d", "--count", "0", &hello], "1..=1000000"),
+        (vec!["run", "-d", "/nowhere"], "/nowhere"),
+        (vec!["stop", "77"], "there is no guest 77"),
+        (vec!["run", "-d", "--count", "2", "--net", "-p", "8080:80", &hello], "publish one guest at a time"),
+        (vec!["run", "-d", "--no-net", "-p", "8080:80", &hello], "has no network"),
+        (vec!["run", "-d", "--network", "blue", "--net", &hello], "vmm network create blue"),
     ] {
         let ended = serve.ask(&arguments);
         assert_eq!(ended.status, 125, "{arguments:?}: {ended}");
         assert_eq!(ended.stderr.lines().count(), 1, "{arguments:?}: {ended}");
         assert!(ended.stderr.contains(expected), "{arguments:?}: {ended}");
     }
-    // What only the cell finds out stands in the list.
-    let small = serve.ask(&["run", "-m", "64K", &hello]);
-    assert_eq!(small.status, 0, "{small}");
+    // What only the cell finds out is said, too, and stands in the list.
+    let small = serve.ask(&["run", "-d", "-m", "64K", &hello]);
+    assert!(small.status == 125 && small.stderr.contains("at least"), "{small}");
     let guests = serve.guests();
     assert!(
         guests.iter().any(|g| g.phase.starts_with("refused: ") && g.phase.contains("at least")),

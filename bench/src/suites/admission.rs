@@ -5,7 +5,7 @@
 //! ends, and what is admitted is counted. Its baseline is the same with `--admission first-come`: whoever asked first is admitted first.
 
 use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use foraker_api::{Guest, State};
 
 use super::Session;
 use crate::figure::Figure;
@@ -34,12 +34,6 @@ const OWNERS: [Owner; 3] = [
     Owner { name: "processors", memory: 1 << 10, processors: 3, each_round: 2 },
     Owner { name: "both", memory: 2 << 10, processors: 2, each_round: 3 },
 ];
-
-#[derive(Deserialize)]
-struct Listed {
-    owner: String,
-    phase: String,
-}
 
 /// The least dominant share beside the greatest, with two owners and with three.
 ///
@@ -72,32 +66,36 @@ fn share_ratio(supervisor: &Supervisor, owners: &[Owner], image: &str) -> Result
         let options = ["run", "-d", "--owner", owner, "--count", &count, "--cpus", &processors];
         supervisor.ask(&[&options[..], &["--no-net", "-m", &memory, image, "idle"]].concat())
     };
-    let list = || -> Result<Vec<Listed>> {
-        let lines = supervisor.ask(&["ps", "--json"])?;
-        lines.lines().map(|line| serde_json::from_str(line).context("no guest")).collect()
-    };
+    let list = || -> Result<Vec<Guest>> { supervisor.control()?.guests() };
     let first = ask("nobody", 1, HOST.0, 1)?;
-    let runs = |list: &[Listed]| list.first().is_some_and(|g| g.phase == "running");
+    let runs = |list: &[Guest]| list.first().is_some_and(|g| g.state == State::Running);
     supervisor.wait("the first guest does not run", || list().is_ok_and(|l| runs(&l)))?;
     for _ in 0..ROUNDS {
         for owner in owners {
             let _ = ask(owner.name, owner.each_round, owner.memory, owner.processors)?;
         }
     }
-    ensure!(list()?.iter().skip(1).all(|g| g.phase == "waiting"), "somebody does not wait");
+    ensure!(list()?.iter().skip(1).all(|g| g.state == State::Waiting), "somebody does not wait");
     let _ = supervisor.ask(&["stop", first.trim()])?;
-    let settled = |list: &[Listed]| {
-        list.first().is_some_and(|g| g.phase.starts_with("exit"))
-            && list.iter().all(|g| g.phase != "starting")
+    let settled = |list: &[Guest]| {
+        list.first().is_some_and(|g| g.state == State::Exited)
+            && list.iter().all(|g| g.state != State::Starting)
     };
     supervisor.wait("the guests do not settle", || list().is_ok_and(|l| settled(&l)))?;
     let list = list()?;
     let mut shares = Vec::new();
     for owner in owners {
         let guests = list.iter().filter(|g| g.owner == owner.name);
-        ensure!(guests.clone().all(|g| ["running", "waiting"].contains(&g.phase.as_str())), "a guest failed");
-        ensure!(guests.clone().any(|g| g.phase == "waiting"), "{} has all that it asked for", owner.name);
-        let running = guests.filter(|g| g.phase == "running").count() as f64;
+        ensure!(
+            guests.clone().all(|g| [State::Running, State::Waiting].contains(&g.state)),
+            "a guest failed"
+        );
+        ensure!(
+            guests.clone().any(|g| g.state == State::Waiting),
+            "{} has all that it asked for",
+            owner.name
+        );
+        let running = guests.filter(|g| g.state == State::Running).count() as f64;
         let part = |needs: u32, of: u32| running * f64::from(needs) / f64::from(of);
         shares.push(part(owner.memory, HOST.0).max(part(owner.processors, HOST.1)));
     }

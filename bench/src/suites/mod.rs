@@ -11,6 +11,7 @@ use crate::netns::GuestSubnets;
 use crate::plot::Plot;
 
 pub mod admission;
+pub mod api;
 pub mod baselines;
 pub mod bulk;
 pub mod documents;
@@ -161,6 +162,13 @@ pub const SUITES: &[Suite] = &[
         id: "start",
         about: "start of one guest under `vmm serve`, from a template and from its image",
         run: start::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "api",
+        about: "the control API with 10,000 guests: requests, lists, and what guests notice of it",
+        run: api::run,
         guests: true,
         network: true,
     },

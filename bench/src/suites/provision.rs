@@ -17,8 +17,8 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use foraker_cell::{GuestSpec, LoadedImage, NetworkSpec};
-use foraker_supervisor::Order;
+
+use foraker_api::{GuestSpec, NetworkOptions, State};
 
 use super::{Session, grain};
 use crate::control::Control;
@@ -51,21 +51,19 @@ pub fn run(session: &mut Session) -> Result<()> {
 
 fn memory(session: &mut Session) -> Result<()> {
     let artifacts = session.artifacts()?;
-    let image = LoadedImage::open(&artifacts.image("httpd")?)?;
-    let order = |owner: &str| -> Result<Order> {
-        let spec = GuestSpec {
-            memory: (EACH << 20) - (OVERHEAD << 10),
-            network: Some(NetworkSpec::default()),
-            from_template: Some(owner.to_owned()),
-            ..GuestSpec::new(std::sync::Arc::clone(&image), "httpd")
-        };
-        Ok(Order { owner: owner.to_owned(), ..Order::of(&spec).context("the image is no file")? })
-    };
-    let (lender, borrower) = (order("lender")?, order("borrower")?);
     let budget = format!("{}M", EACH * LENT as u64);
     let supervisor = Supervisor::start_with(&artifacts.vmm, 1, &["--memory", &budget])?;
     supervisor.ask(&["owner", "set", "lender", "--provision-memory", &budget])?;
     let mut control = supervisor.control()?;
+    let image = control.image(&artifacts.image("httpd")?)?;
+    let guest = |owner: &str| GuestSpec {
+        owner: owner.to_owned(),
+        memory: Some((EACH << 20) - (OVERHEAD << 10)),
+        large_pages: Some(false),
+        network: NetworkOptions { enabled: Some(true), ..NetworkOptions::default() },
+        ..GuestSpec::of(&image)
+    };
+    let (lender, borrower) = (guest("lender"), guest("borrower"));
     let (mut lent, mut free) = (Samples::default(), Samples::default());
     for turn in 0..WARM_UP + GRANTS * session.runs {
         let counts = turn >= WARM_UP;
@@ -74,7 +72,10 @@ fn memory(session: &mut Session) -> Result<()> {
         let borrowed: Vec<u64> = (0..LENT).map(|_| Ok(control.run(&borrower)?.0)).collect::<Result<_>>()?;
         let contested = grant(&mut control, &lender)?;
         let ended = borrowed.iter().map(|id| control.guest(*id)).collect::<Result<Vec<_>>>()?;
-        let given_back = ended.iter().flatten().filter(|g| g.phase.contains("asked for it back")).count();
+        let given_back = ended
+            .iter()
+            .filter(|g| g.reason.as_ref().is_some_and(|why| why.contains("asked for it back")))
+            .count();
         ensure!(given_back == 1, "{given_back} guests were asked to give back what they had");
         for id in borrowed {
             end(&mut control, id)?;
@@ -89,8 +90,8 @@ fn memory(session: &mut Session) -> Result<()> {
 }
 
 /// Starts a guest and ends it. Returns the time from the request to its first instruction, milliseconds.
-fn grant(control: &mut Control, order: &Order) -> Result<f64> {
-    let (id, address) = control.run(order)?;
+fn grant(control: &mut Control, guest: &GuestSpec) -> Result<f64> {
+    let (id, address) = control.run(guest)?;
     // What was granted is real, and its first instruction has run.
     fetch(SocketAddrV4::new(address, super::http::PORT), "/bytes/100")?;
     let us = end(control, id)?.context("nobody knows when the guest ran first")?;
@@ -102,8 +103,8 @@ fn end(control: &mut Control, id: u64) -> Result<Option<u64>> {
     control.kill(id)?;
     let since = Instant::now();
     loop {
-        let guest = control.guest(id)?.context("the guest is not in the list")?;
-        if !["starting", "running"].contains(&guest.phase.as_str()) {
+        let guest = control.guest(id)?;
+        if ![State::Starting, State::Running].contains(&guest.state) {
             return Ok(guest.start_us);
         }
         ensure!(since.elapsed() < PATIENCE, "a guest does not end");
@@ -137,22 +138,29 @@ fn answers(session: &mut Session, lent: bool) -> Result<Vec<f64>> {
     let artifacts = session.artifacts()?;
     let image = artifacts.image("probe")?.to_string_lossy().into_owned();
     let budget = format!("{}M", EACH + 2);
-    let supervisor = Supervisor::listen(&artifacts.vmm, 1, &["--memory", &budget], Some(WORDS))?;
-    let guest = ["run", "--no-net", "--small-pages", "--memory"];
+    let supervisor = Supervisor::start_with(&artifacts.vmm, 1, &["--memory", &budget])?;
+    let guest = ["run", "-d", "--no-net", "--small-pages", "--memory"];
     let lender = ["16M", "--provision-memory", "16M", "--name", "lender", &image, "lend", "50"];
     supervisor.ask(&[&guest[..], &lender].concat())?;
     if lent {
         // Two have room in what it gives back.
-        let borrower = ["6M", "--detach", "--count", "2", "--restart", "always", &image, "idle"];
+        let borrower = ["6M", "--no-wait", "--count", "2", "--restart", "always", &image, "idle"];
         supervisor.ask(&[&guest[..], &borrower].concat())?;
     }
-    supervisor.wait("the guest does not get its memory", || supervisor.heard().len() >= WARM_UP + GRANTS)?;
+    supervisor.wait("the guest does not get its memory", || {
+        supervisor.heard("lender", WORDS).is_ok_and(|lines| lines.len() >= WARM_UP + GRANTS)
+    })?;
     let guests = supervisor.control()?.guests()?;
     let back = guests.iter().filter(|g| g.name != "lender").map(|g| g.restarts).min();
     ensure!(!lent || back.is_some_and(|n| n as usize + 2 >= GRANTS), "memory was seldom lent: {back:?}");
     let after = |line: &String| line.split_once(WORDS)?.1.split(' ').next()?.parse::<f64>().ok();
-    let times: Vec<f64> =
-        supervisor.heard().iter().skip(WARM_UP).filter_map(after).map(|us| us / 1e3).collect();
+    let times: Vec<f64> = supervisor
+        .heard("lender", WORDS)?
+        .iter()
+        .skip(WARM_UP)
+        .filter_map(after)
+        .map(|us| us / 1e3)
+        .collect();
     ensure!(times.len() >= GRANTS, "the guest does not say how long it waited");
     Ok(times)
 }

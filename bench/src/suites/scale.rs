@@ -137,7 +137,7 @@ fn measure(session: &mut Session) -> Result<([Step; GUESTS.len()], Samples)> {
         let mut there = 0;
         for (guests, step) in GUESTS.into_iter().zip(&mut steps) {
             let more = (guests - there).to_string();
-            supervisor.ask(&[&["run", "--count", &more], &GUEST[..], &[&image]].concat())?;
+            supervisor.ask(&[&["run", "-d", "--count", &more], &GUEST[..], &[&image]].concat())?;
             there = guests;
             let servers = control.addresses()?;
             netns::know_neighbours(&servers)?;

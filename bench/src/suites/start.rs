@@ -14,8 +14,7 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use foraker_cell::{GuestSpec, LoadedImage, NetworkSpec, Pages};
-use foraker_supervisor::Order;
+use foraker_api::{GuestSpec, NetworkOptions, State};
 
 use super::Session;
 use crate::control::Control;
@@ -52,17 +51,17 @@ struct Times {
 /// When a guest fails.
 pub fn run(session: &mut Session) -> Result<()> {
     let artifacts = session.artifacts()?;
-    let order = web_server(&artifacts)?;
     let (mut template, mut image) = (Times::default(), Times::default());
     let mut number = 0;
     let supervisor = Supervisor::start(&artifacts.vmm, 1)?;
     let mut control = supervisor.control()?;
+    let guest = web_server(&mut control, &artifacts)?;
     for turn in 0..WARM_UP + STARTS * session.runs {
         number += 1;
-        let mut other = order.clone();
-        other.environment.push(format!("NUMBER={number}"));
-        for (order, times) in [(&order, &mut template), (&other, &mut image)] {
-            let (instruction, reply) = start(&mut control, order)?;
+        let mut other = guest.clone();
+        other.environment.insert("NUMBER".to_owned(), number.to_string());
+        for (guest, times) in [(&guest, &mut template), (&other, &mut image)] {
+            let (instruction, reply) = start(&mut control, guest)?;
             if turn >= WARM_UP {
                 times.instruction.push(instruction);
                 times.reply.push(reply);
@@ -105,26 +104,24 @@ pub fn run(session: &mut Session) -> Result<()> {
 }
 
 /// The guest that is started.
-fn web_server(artifacts: &Artifacts) -> Result<Order> {
-    let image = LoadedImage::open(&artifacts.image("httpd")?)?;
-    let spec = GuestSpec {
-        memory: MEMORY,
-        pages: Pages::Small,
-        network: Some(NetworkSpec::default()),
-        ..GuestSpec::new(image, "httpd")
-    };
-    Order::of(&spec).context("the image is no file")
+fn web_server(control: &mut Control, artifacts: &Artifacts) -> Result<GuestSpec> {
+    Ok(GuestSpec {
+        memory: Some(MEMORY),
+        large_pages: Some(false),
+        network: NetworkOptions { enabled: Some(true), ..NetworkOptions::default() },
+        ..GuestSpec::of(&control.image(&artifacts.image("httpd")?)?)
+    })
 }
 
 /// Has guests answer in turn, each on a connection of its own after a rest, where so many have machines: with fewer machines than guests, whoever
 /// is asked has none. Returns the times from the first packet to the last byte of the answer, milliseconds.
 fn replies(session: &Session, machines: usize) -> Result<Samples> {
     let artifacts = session.artifacts()?;
-    let order = web_server(&artifacts)?;
     let limit = machines.to_string();
     let supervisor = Supervisor::start_with(&artifacts.vmm, 1, &["--machines", &limit])?;
     let mut control = supervisor.control()?;
-    let addresses: Vec<_> = (0..GUESTS).map(|_| Ok(control.run(&order)?.1)).collect::<Result<_>>()?;
+    let guest = web_server(&mut control, &artifacts)?;
+    let addresses: Vec<_> = (0..GUESTS).map(|_| Ok(control.run(&guest)?.1)).collect::<Result<_>>()?;
     let mut times = Samples::default();
     // The first two rounds are first touches.
     for round in 0..2 + session.runs {
@@ -141,18 +138,18 @@ fn replies(session: &Session, machines: usize) -> Result<Samples> {
 }
 
 /// Starts a guest, has it answer, and ends it. Returns the times to its first instruction and to its first answer.
-fn start(control: &mut Control, order: &Order) -> Result<(f64, f64)> {
+fn start(control: &mut Control, guest: &GuestSpec) -> Result<(f64, f64)> {
     let asked = Instant::now();
-    let (id, address) = control.run(order)?;
+    let (id, address) = control.run(guest)?;
     fetch(SocketAddrV4::new(address, super::http::PORT), DOCUMENT)?;
     let reply = asked.elapsed();
     control.kill(id)?;
     let us = loop {
-        let guest = control.guest(id)?.context("the guest is not in the list")?;
-        if guest.phase.starts_with("killed") {
+        let guest = control.guest(id)?;
+        if guest.state == State::Killed {
             break guest.start_us.context("nobody knows when the guest ran first")?;
         }
-        ensure!(asked.elapsed() < PATIENCE, "the guest does not end: {}", guest.phase);
+        ensure!(asked.elapsed() < PATIENCE, "the guest does not end: {}", guest.state);
         std::thread::sleep(Duration::from_millis(1));
     };
     control.prune()?;

@@ -8,7 +8,7 @@ use crate::{process, workspace::Workspace};
 
 /// What each crate of the workspace may use of it, from the bottom to the top. A crate's tests may use whatever
 /// stands above its own line.
-const LAYERS: [(&str, &[&str]); 17] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     // The contract, and decisions that need neither a clock nor input and output.
     ("foraker-abi", &[]),
     ("foraker-policy", &["foraker-abi"]),
@@ -31,10 +31,20 @@ const LAYERS: [(&str, &[&str]); 17] = [
             "foraker-net",
         ],
     ),
+    // What goes over the control API.
+    ("foraker-api", &[]),
     ("foraker-debug", &["foraker-cell"]),
     (
         "foraker-supervisor",
-        &["foraker-policy", "foraker-confine", "foraker-publish", "foraker-cell", "foraker-debug"],
+        &[
+            "foraker-abi",
+            "foraker-api",
+            "foraker-policy",
+            "foraker-confine",
+            "foraker-publish",
+            "foraker-cell",
+            "foraker-debug",
+        ],
     ),
     // What a browser shows of it: it knows nobody, and is told through a trait.
     ("foraker-ui", &[]),
@@ -43,11 +53,13 @@ const LAYERS: [(&str, &[&str]); 17] = [
         "foraker-vmm",
         &[
             "foraker-abi",
+            "foraker-api",
             "foraker-confine",
             "foraker-cell",
             "foraker-debug",
             "foraker-publish",
             "foraker-supervisor",
+            "foraker-ui",
         ],
     ),
     // The other side of the contract: guests share nothing else with the VMM.
@@ -64,7 +76,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
             "foraker-machine",
             "foraker-net",
             "foraker-cell",
-            "foraker-supervisor",
+            "foraker-api",
         ],
     ),
     ("xtask", &[]),

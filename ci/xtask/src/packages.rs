@@ -35,6 +35,12 @@ packages! {
     QEMU: "qemu-system-x86", || process::find("qemu-system-x86_64").is_some();
     /// The shell inside of it.
     BUSYBOX: "busybox-static", || static_busybox().is_some();
+    /// `promtool`, which reads metrics as Prometheus does.
+    PROMETHEUS: "prometheus", || process::find("promtool").is_some();
+    /// The browser that the page is tested in.
+    CHROMIUM: "chromium", || process::find("chromium").is_some();
+    /// The debugger that guests are looked into with.
+    GDB: "gdb", || process::find("gdb").is_some();
     /// The C++ compiler that builds libFuzzer.
     CXX: "g++", || process::find("c++").is_some();
 }

@@ -125,7 +125,7 @@ impl Ledger {
                         problems.push(format!("guest {} {:?}: {why}: {guest:?}", guest.id, entry));
                     }
                     // One that has not ended is still to be ended.
-                    if !["waiting", "starting", "running", "resting"].contains(&guest.phase.as_str()) {
+                    if !["waiting", "starting", "running", "restarting"].contains(&guest.phase.as_str()) {
                         self.open.remove(&guest.id);
                     }
                 }
@@ -147,7 +147,7 @@ impl Entry {
             ("running", Kind::Web) if guest.restarts > 0 => Err("it came back and had not ended".to_owned()),
             ("running", Kind::Hello | Kind::Fault(_)) if long(ENDING) => Err("it does not end".to_owned()),
             ("running", _) => Ok(None),
-            ("resting", Kind::Hello | Kind::Fault(_)) if self.comes_back => Ok(None),
+            ("restarting", Kind::Hello | Kind::Fault(_)) if self.comes_back => Ok(None),
             ("killed: while it waited", _) if self.asked.is_some() => Ok(Some("ended in line")),
             ("killed: it was killed", _) if self.asked == Some(Ask::Kill) => Ok(Some("killed")),
             ("exit 0", Kind::Web) if self.asked.is_some() => Ok(Some("asked to end")),

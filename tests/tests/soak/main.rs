@@ -143,7 +143,7 @@ impl Soak {
         }
         let ids: Vec<String> = ids.iter().map(u64::to_string).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        let how: &[&str] = if ask == Ask::Kill { &["stop", "--kill"] } else { &["stop"] };
+        let how: &[&str] = if ask == Ask::Kill { &["kill"] } else { &["stop"] };
         // Some may have ended by themselves.
         let stopped = self.serve.ask(&[how, &ids[..]].concat());
         if stopped.status != 0 && !stopped.stderr.contains("have ended already") {

@@ -398,7 +398,6 @@ impl Cell {
             }
             return Err(e);
         }
-        let prefix = spec.console_prefix.then(|| format!("{}| ", spec.name));
         let guest = Arc::new(Guest::new(GuestParts {
             id,
             name: spec.name.clone(),
@@ -409,7 +408,7 @@ impl Cell {
             machine: (spec.cores > 1).then_some(machine),
             cores: spec.cores,
             console: ConsoleState {
-                lines: LineBuffer::new(prefix),
+                lines: LineBuffer::new(spec.console_mark.clone()),
                 limit: TokenBucket::new(spec.console_limit, spec.console_limit, 0),
             },
             candidate: key.filter(|_| captured.is_none()).map(|key| {
@@ -479,6 +478,13 @@ impl Cell {
             shares: all.shares.saturating_add(one.shares),
             promised: all.promised.saturating_add(one.promised),
         })
+    }
+
+    /// Cores that wait for a processor, and deadlines.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        let each = self.shared.workers.iter().map(|w| (w.waiting(), w.timers()));
+        each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
     /// How many guests have lost their machine to others.

@@ -397,6 +397,11 @@ impl WorkerShared {
         locked(&self.timers).remove(key);
     }
 
+    /// How many timers there are.
+    pub(crate) fn timers(&self) -> usize {
+        locked(&self.timers).len()
+    }
+
     /// When the first timer may be due.
     pub(crate) fn next_timer(&self) -> Option<u64> {
         locked(&self.timers).next()

@@ -93,8 +93,8 @@ pub struct GuestSpec {
     pub network: Option<NetworkSpec>,
     /// Console bytes per second.
     pub console_limit: u64,
-    /// Mark its lines with its name.
-    pub console_prefix: bool,
+    /// What each of its console's lines begins with.
+    pub console_mark: Option<String>,
     /// Its part of the processors.
     pub processor: ProcessorSpec,
     /// Each interrupt forces it out.
@@ -121,7 +121,7 @@ impl GuestSpec {
             environment: Vec::new(),
             network: None,
             console_limit: DEFAULT_CONSOLE,
-            console_prefix: false,
+            console_mark: None,
             processor: ProcessorSpec::default(),
             memory_provision: None,
             immediate: false,

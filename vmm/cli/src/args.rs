@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod clients;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,11 +10,15 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::units;
+use clients::{
+    Act, Apply, Events, Guests, Image, List, Logs, Network, One, Owner, Ps, Rm, Run, Stats, System, Top,
+};
+use foraker_api::{GuestSpec, NetworkOptions, Port, ProcessorOptions};
 
 /// An isolation kernel: every network service in a virtual machine of its own.
 #[derive(Debug, Parser)]
 #[command(name = "vmm", version, disable_help_subcommand = true)]
-struct Top {
+struct Whole {
     #[command(subcommand)]
     command: Command,
 }
@@ -33,15 +39,66 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Run the supervisor, which holds guests in cells, until it is asked to stop.
     Serve(Serve),
-    /// Run guests under the supervisor.
+    /// Run a guest under the supervisor.
+    ///
+    /// In the foreground, with its console, until it ends: the exit status is that of `vmm launch`, and Ctrl-C asks it to end. With --detach its id is
+    /// printed when it runs.
     Run(Box<Run>),
-    /// List the supervisor's guests.
+    /// List guests.
     Ps(Ps),
-    /// End guests of the supervisor.
-    Stop(Stop),
+    /// Print what a guest wrote to its console.
+    Logs(Logs),
+    /// Follow a guest's console until it ends or Ctrl-C.
+    Attach(One),
+    /// Run guests again that have ended.
+    Start(Act),
+    /// Ask guests to end.
+    Stop(Act),
+    /// End guests.
+    Kill(Act),
+    /// Hold guests: their state stays, they do not run.
+    Pause(Act),
+    /// Have guests that are held run on.
+    Resume(Act),
+    /// Forget guests that have ended, with their logs.
+    Rm(Rm),
+    /// Print everything about guests, as JSON.
+    Inspect(Guests),
+    /// Print what guests use, every second.
+    Stats(Stats),
+    /// Show what the guests that are busiest use, live.
+    Top(Top),
+    /// Print what happens, as it happens.
+    Events(Events),
+    /// Wait until guests have ended, and print their statuses.
+    Wait(Guests),
+    /// List images.
+    Images(List),
+    /// Have the supervisor keep images.
+    #[command(subcommand)]
+    Image(Image),
     /// Settle what owners may have, and list them.
     #[command(subcommand)]
     Owner(Owner),
+    /// Make networks, and list them.
+    #[command(subcommand)]
+    Network(Network),
+    /// Make owners, networks and guests be as a file says.
+    Apply(Apply),
+    /// About the supervisor itself.
+    #[command(subcommand)]
+    System(System),
+    /// Print the completion script of a shell.
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder.
+    Man {
+        /// The folder
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
     /// Run a cell. For the supervisor alone: its channel is the standard input.
     #[command(hide = true)]
     Cell(CellProcess),
@@ -80,11 +137,47 @@ pub(crate) struct Serve {
     /// Who is admitted next
     #[arg(long, value_enum, default_value_t = AdmissionOrder::Fair, hide_short_help = true)]
     pub(crate) admission: AdmissionOrder,
+    /// Where it keeps what must outlive it [default: /var/lib/foraker, or foraker in $XDG_STATE_HOME]
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// How much of each guest's log is kept
+    #[arg(long, value_name = "SIZE", value_parser = units::size, default_value_t = foraker_supervisor::DEFAULT_LOG_SIZE)]
+    pub(crate) log_size: u64,
     #[command(flatten)]
     pub(crate) socket: Socket,
+    /// Serve a live page on this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) ui: Option<SocketAddr>,
+    /// Let the page start, stop, kill, pause and resume guests, for whoever has the key in its address
+    #[arg(long, requires = "ui")]
+    pub(crate) ui_writable: bool,
+    /// Who may use the socket, as a file mode
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
+    pub(crate) socket_mode: u32,
     /// How much the supervisor says about itself
     #[arg(long, value_enum, default_value_t = LogLevel::Warn)]
     pub(crate) log_level: LogLevel,
+}
+
+impl Serve {
+    /// Where it keeps what must outlive it.
+    pub(crate) fn state(&self) -> PathBuf {
+        // SAFETY: a system call without arguments that cannot fail.
+        let root = unsafe { libc::geteuid() } == 0;
+        let own = || {
+            let of = |name, below| Some(PathBuf::from(std::env::var_os(name)?).join(below));
+            of("XDG_STATE_HOME", "").or_else(|| of("HOME", ".local/state")).filter(|_| !root)
+        };
+        let usual = || own().unwrap_or_else(|| PathBuf::from("/var/lib")).join("foraker");
+        self.state.clone().unwrap_or_else(usual)
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| format!("'{text}' is no file mode: write three octal digits, such as 660"))
 }
 
 /// Who is admitted next.
@@ -117,109 +210,6 @@ impl Socket {
     }
 }
 
-/// `vmm run`.
-#[derive(Debug, Args)]
-pub(crate) struct Run {
-    /// How many
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) count: u64,
-    /// When one comes back after its end: no, on-failure, always
-    #[arg(long, value_name = "POLICY", default_value = "no")]
-    pub(crate) restart: String,
-    /// Do not wait until they run
-    #[arg(long, short)]
-    pub(crate) detach: bool,
-    /// Whose they are
-    #[arg(long, value_name = "NAME", default_value = foraker_supervisor::DEFAULT_OWNER)]
-    pub(crate) owner: String,
-    /// How important they are among those of their owner, from 0 to 255
-    #[arg(long, value_name = "N", default_value_t = foraker_supervisor::DEFAULT_PRIORITY)]
-    pub(crate) priority: u8,
-    #[command(flatten)]
-    pub(crate) socket: Socket,
-    #[command(flatten)]
-    pub(crate) guest: GuestOptions,
-}
-
-/// `vmm ps`.
-#[derive(Debug, Args)]
-pub(crate) struct Ps {
-    /// Print one JSON object for each
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// List cells instead of guests
-    #[arg(long)]
-    pub(crate) cells: bool,
-    #[command(flatten)]
-    pub(crate) socket: Socket,
-}
-
-/// `vmm stop`.
-#[derive(Debug, Args)]
-pub(crate) struct Stop {
-    /// Ids of the guests
-    #[arg(value_name = "ID", required_unless_present = "all")]
-    pub(crate) ids: Vec<u64>,
-    /// All guests
-    #[arg(long, conflicts_with = "ids")]
-    pub(crate) all: bool,
-    /// End them without asking
-    #[arg(long)]
-    pub(crate) kill: bool,
-    #[command(flatten)]
-    pub(crate) socket: Socket,
-}
-
-/// `vmm owner`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Owner {
-    /// Settle what an owner may have. What is not said has its default.
-    Set(Box<OwnerSet>),
-    /// List owners, what they have and what is settled.
-    Ls(OwnerLs),
-}
-
-/// `vmm owner set`.
-#[derive(Debug, Args)]
-pub(crate) struct OwnerSet {
-    /// The owner
-    #[arg(value_name = "NAME")]
-    pub(crate) name: String,
-    /// An owner of weight 2 is given twice as much as one of weight 1
-    #[arg(long, value_name = "W", default_value = "1")]
-    pub(crate) weight: std::num::NonZeroU32,
-    /// Most guests [default: no bound]
-    #[arg(long, value_name = "N")]
-    pub(crate) max_guests: Option<u64>,
-    /// Most memory [default: no bound]
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
-    pub(crate) max_memory: Option<u64>,
-    /// Most processors [default: no bound]
-    #[arg(long, value_name = "N", value_parser = units::permille)]
-    pub(crate) max_cpus: Option<u32>,
-    /// Most bytes per second, both directions together [default: no bound]
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
-    pub(crate) max_bandwidth: Option<u64>,
-    /// Memory that is kept for it: lent to others, it comes back when it asks [default: none]
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
-    pub(crate) provision_memory: Option<u64>,
-    /// Processors that are kept for it in the same way [default: none]
-    #[arg(long, value_name = "N", value_parser = units::permille)]
-    pub(crate) provision_cpus: Option<u32>,
-    #[command(flatten)]
-    pub(crate) socket: Socket,
-}
-
-/// `vmm owner ls`.
-#[derive(Debug, Args)]
-pub(crate) struct OwnerLs {
-    /// Print one JSON object for each
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) socket: Socket,
-}
-
 /// `vmm cell`.
 #[derive(Debug, Args)]
 pub(crate) struct CellProcess {
@@ -238,9 +228,9 @@ pub(crate) struct CellProcess {
     /// Most machines
     #[arg(long)]
     pub(crate) machines: Option<usize>,
-    /// Folder whose images may be read; several may be named [default: any]
-    #[arg(long)]
-    pub(crate) images: Vec<std::path::PathBuf>,
+    /// Folder of the images
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) images: PathBuf,
     /// How much it says about itself
     #[arg(long, value_enum)]
     pub(crate) log_level: LogLevel,
@@ -342,7 +332,7 @@ pub(crate) struct GuestOptions {
     pub(crate) dns: Option<Ipv4Addr>,
     /// Pass connections to a port of the host on to the guest
     #[arg(long, short, value_name = "[ADDRESS:]HOST:GUEST", value_parser = publish)]
-    pub(crate) publish: Vec<Publish>,
+    pub(crate) publish: Vec<Port>,
     /// Set a variable in the guest's environment
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub(crate) env: Vec<String>,
@@ -372,9 +362,37 @@ impl GuestOptions {
         Path::new(self.command.first().map_or("", String::as_str))
     }
 
-    /// Arguments of the guest.
-    pub(crate) fn arguments(&self) -> &[String] {
-        self.command.get(1..).unwrap_or_default()
+    /// What a guest of an image is to be, apart from whose it is.
+    pub(crate) fn spec(&self, image: &str) -> GuestSpec {
+        let one_of = |yes: bool, no: bool| if no { Some(false) } else { yes.then_some(true) };
+        GuestSpec {
+            name: self.name.as_ref().map(|name| name.trim().to_owned()),
+            memory: self.memory,
+            memory_provision: self.provision_memory,
+            large_pages: one_of(self.large_pages, self.small_pages),
+            cores: self.cores,
+            processor: ProcessorOptions {
+                shares: self.cpu_shares,
+                limit: self.cpus,
+                provision: self.provision_cpus,
+                grain: self.grain.into(),
+            },
+            network: NetworkOptions {
+                enabled: one_of(self.net, self.no_net),
+                name: self.network.clone(),
+                ipv4: self.ip,
+                dns: self.dns,
+                rx_bandwidth: self.rx_bandwidth,
+                tx_bandwidth: self.tx_bandwidth,
+                tx_packets: self.tx_packets,
+                publish: self.publish.clone(),
+            },
+            arguments: self.command.get(1..).unwrap_or_default().to_vec(),
+            environment: clients::map(&self.env),
+            console_bandwidth: self.console_bandwidth,
+            immediate: self.immediate,
+            ..GuestSpec::of(image)
+        }
     }
 
     /// Options end at the image; what looks like one in its place is a mistake.
@@ -386,13 +404,6 @@ impl GuestOptions {
             _ => Ok(self),
         }
     }
-}
-
-/// A port of the host, and the guest's behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Publish {
-    pub(crate) host: SocketAddr,
-    pub(crate) guest: u16,
 }
 
 /// `vmm doctor`.
@@ -415,7 +426,7 @@ pub(crate) enum Grain {
     Fine,
 }
 
-impl From<Grain> for foraker_cell::Grain {
+impl From<Grain> for foraker_api::Grain {
     fn from(grain: Grain) -> Self {
         match grain {
             Grain::Auto => Self::Auto,
@@ -489,8 +500,11 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, Ref
     let is_launch = args.get(1).is_some_and(|a| a == "launch");
     let mut groups = args.split(|a| is_launch && a == "+");
     let first = groups.next().unwrap_or_default();
-    let matches = Top::command().try_get_matches_from(first).map_err(refused)?;
-    let mut top = Top::from_arg_matches(&matches).map_err(refused)?;
+    let matches = Whole::command().try_get_matches_from(first).map_err(refused)?;
+    let mut top = Whole::from_arg_matches(&matches).map_err(refused)?;
+    if let Command::Run(run) = &top.command {
+        run.guest.clone().checked()?;
+    }
     if let Command::Launch(launch) = &mut top.command {
         launch.first.clone().checked()?;
         for group in groups {
@@ -498,6 +512,11 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, Ref
         }
     }
     Ok(top.command)
+}
+
+/// The whole command line, for what describes it.
+pub(crate) fn described() -> clap::Command {
+    Whole::command()
 }
 
 /// Clap's message as one line, without its list of usages.
@@ -543,7 +562,7 @@ fn range(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), String> {
         .ok_or_else(|| format!("'{text}' is not a range: write FIRST-LAST"))
 }
 
-fn publish(text: &str) -> Result<Publish, String> {
+fn publish(text: &str) -> Result<Port, String> {
     let refuse = || format!("'{text}' is not a published port: write HOST:GUEST, such as 8080:80");
     let text = match text.rsplit_once('/') {
         None => text,
@@ -559,7 +578,7 @@ fn publish(text: &str) -> Result<Publish, String> {
         }
     };
     let port: u16 = port.parse().map_err(|_| refuse())?;
-    Ok(Publish { host: SocketAddr::new(address, port), guest })
+    Ok(Port { host: SocketAddr::new(address, port), guest })
 }
 
 fn variable(text: &str) -> Result<String, String> {
@@ -588,12 +607,12 @@ mod tests {
     fn guests_are_separated_and_keep_their_arguments() {
         let l = launch("vmm launch --json -p 8080:80 -m 4M a --x -- y + --name b2 b + c -p 1");
         assert!(l.cell.json);
-        assert_eq!(l.first.publish, [Publish { host: "127.0.0.1:8080".parse().unwrap(), guest: 80 }]);
+        assert_eq!(l.first.publish, [Port { host: "127.0.0.1:8080".parse().unwrap(), guest: 80 }]);
         assert_eq!((l.first.memory, l.first.image()), (Some(4 << 20), Path::new("a")));
-        assert_eq!(l.first.arguments(), ["--x", "--", "y"]);
+        assert_eq!(l.first.spec("a").arguments, ["--x", "--", "y"]);
         assert_eq!(l.more.len(), 2);
         assert_eq!(l.more[0].name.as_deref(), Some("b2"));
-        assert_eq!(l.more[1].arguments(), ["-p", "1"]);
+        assert_eq!(l.more[1].spec("c").arguments, ["-p", "1"]);
     }
 
     #[test]
@@ -618,6 +637,12 @@ mod tests {
             "vmm owner set",
             "vmm owner set x --weight 0",
             "vmm owner",
+            "vmm run --bogus a",
+            "vmm run --restart sometimes a",
+            "vmm run --count 0 a",
+            "vmm ps --filter colour=red",
+            "vmm serve --socket-mode 999",
+            "vmm stop",
         ] {
             match line(bad) {
                 Err(Refused::Usage(l)) => assert!(!l.contains('\n') && l.len() > 10, "{bad}: {l}"),

@@ -4,21 +4,20 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
-use foraker_cell::{
-    Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig, NetworkSpec, Pages, ProcessorSpec,
-};
+use anyhow::{Context, bail};
+use foraker_cell::{Cell, Config, End, Guest, GuestSpec, LoadedImage, NetworkConfig};
 use foraker_publish::Publisher;
+use foraker_supervisor::resolve::{Defaults, resolve};
 
 use crate::args::{GuestOptions, Launch, Service};
 use crate::networks::Networks;
 use crate::report::{NetworkReport, Report};
 use crate::signals::Signals;
-use crate::{logger, manifest, report};
+use crate::{logger, report};
 
 /// How long guests may take to end themselves after the first Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
@@ -39,15 +38,8 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let (mut images, mut networks) = (HashMap::new(), Networks::default());
     let mut specs = Vec::new();
     for options in &all {
-        let mut spec = spec(options, all.len() > 1, &mut images)?;
-        match (&mut spec.network, &options.network) {
-            (Some(network), Some(name)) => network.network = networks.number(name),
-            (None, Some(name)) => {
-                bail!("guest {} has no network, so it cannot be in {name}: add --net", spec.name)
-            }
-            (_, None) => {}
-        }
-        specs.push(spec);
+        let number = options.network.as_ref().map_or(0, |name| networks.number(name));
+        specs.push(spec(options, all.len() > 1, number, &mut images)?);
     }
     for (i, s) in specs.iter().enumerate() {
         if specs.iter().take(i).any(|other| other.name == s.name) {
@@ -59,21 +51,11 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
         {
             bail!("two guests have the address {ip}: give one of them another --ip");
         }
-        if s.memory > foraker_abi::layout::MAX_MEMORY {
-            bail!("{} bytes of memory for {} are too much: a guest can have 64G at most", s.memory, s.name);
-        }
     }
     let mut publisher = None;
     let mut listeners = Vec::new();
     for (options, spec) in all.iter().zip(&specs) {
         for p in &options.publish {
-            if spec.network.is_none() {
-                bail!(
-                    "guest {} has no network, so port {} cannot be published: add --net",
-                    spec.name,
-                    p.guest
-                );
-            }
             let publisher = match &publisher {
                 Some(publisher) => publisher,
                 None => publisher.insert(Publisher::start().context("cannot serve published ports")?),
@@ -204,10 +186,11 @@ fn wait(cell: &Cell, guests: &[Arc<Guest>], signals: &Signals, deadline: Option<
     forced
 }
 
-/// What a guest gets: the command line first, then the image's manifest, then its note.
-pub(crate) fn spec(
+/// What a guest of the command line gets.
+fn spec(
     o: &GuestOptions,
     several: bool,
+    network: u32,
     images: &mut HashMap<PathBuf, Arc<LoadedImage>>,
 ) -> anyhow::Result<GuestSpec> {
     let image = match images.get(o.image()) {
@@ -218,52 +201,17 @@ pub(crate) fn spec(
             image
         }
     };
-    let m = manifest::parse(image.manifest()).with_context(|| o.image().display().to_string())?;
-    let network = if o.no_net { false } else { o.net || m.network.unwrap_or(image.wants_network()) };
-    let mut environment: Vec<_> = m.environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    for set in &o.env {
-        let name = set.split('=').next().unwrap_or_default();
-        environment.retain(|e| e.split('=').next() != Some(name));
-        environment.push(set.clone());
-    }
-    let stem = |p: &Path| p.file_stem().map(|s| s.to_string_lossy().into_owned());
-    let name = o.name.clone().or_else(|| stem(o.image())).unwrap_or_else(|| "guest".to_owned());
-    let plain = GuestSpec::new(image, &name);
-    let memory = o.memory.or(m.memory).unwrap_or(plain.memory);
-    ensure!(
-        o.provision_memory.is_none_or(|kept| kept <= memory),
-        "--provision-memory is more than the guest's memory of {} KiB (-m)",
-        memory >> 10
-    );
-    ensure!(
-        o.cpus.zip(o.provision_cpus).is_none_or(|(most, kept)| kept <= most),
-        "--provision-cpus is more than --cpus allows"
-    );
+    let defaults = Defaults::of(&image).map_err(anyhow::Error::msg);
+    let defaults = defaults.with_context(|| o.image().display().to_string())?;
+    let asked = o.spec("");
+    let stem = o.image().file_stem().map(|s| s.to_string_lossy().into_owned());
+    let name = asked.name.clone().or(stem).unwrap_or_else(|| "guest".to_owned());
+    let order = resolve(&asked, &name, PathBuf::new(), &defaults, network).map_err(anyhow::Error::msg)?;
     Ok(GuestSpec {
-        memory,
+        // All of its memory is its own: nobody asks for it back.
         memory_provision: o.provision_memory,
-        pages: if !o.small_pages && (o.large_pages || m.large_pages) { Pages::Large } else { Pages::Small },
-        cores: o.cores.or(m.cores).unwrap_or(1),
-        arguments: if o.arguments().is_empty() { m.arguments } else { o.arguments().to_vec() },
-        environment,
-        network: network.then(|| NetworkSpec {
-            ipv4: o.ip,
-            network: 0,
-            dns: o.dns,
-            rx_bytes: o.rx_bandwidth.or(m.limits.rx_bandwidth),
-            tx_bytes: o.tx_bandwidth.or(m.limits.tx_bandwidth),
-            tx_packets: o.tx_packets.or(m.limits.tx_packets),
-        }),
-        console_limit: o.console_bandwidth.or(m.limits.console).unwrap_or(plain.console_limit),
-        console_prefix: several,
-        processor: ProcessorSpec {
-            share: o.cpu_shares.unwrap_or(plain.processor.share),
-            limit: o.cpus,
-            provision: o.provision_cpus,
-            grain: o.grain.into(),
-        },
-        immediate: o.immediate,
-        ..plain
+        from_template: None,
+        ..order.spec(image, several.then(|| format!("{name}| ")))
     })
 }
 

@@ -1,16 +1,23 @@
 //! The command `vmm`.
 
+mod apply;
 mod args;
+mod clients;
+mod describe;
 mod doctor;
+mod format;
 mod launch;
+mod lists;
 mod logger;
-mod manifest;
 mod networks;
-mod owner;
+mod page;
 mod report;
 mod serve;
 mod signals;
-mod units;
+mod stats;
+mod top;
+
+use foraker_api::{Action, units};
 
 use std::process::ExitCode;
 
@@ -41,10 +48,29 @@ fn main() -> ExitCode {
         Command::Launch(launch) => launch::run(&launch),
         Command::Doctor(doctor) => doctor::run(&doctor),
         Command::Serve(serve) => serve::run(&serve),
-        Command::Run(run) => serve::run_guests(&run),
-        Command::Ps(ps) => serve::list(&ps),
-        Command::Stop(stop) => serve::stop(&stop),
-        Command::Owner(owner) => owner::run(&owner),
+        Command::Run(run) => clients::run(&run),
+        Command::Ps(ps) => lists::guests(&ps),
+        Command::Logs(logs) => lists::logs(&logs),
+        Command::Attach(one) => lists::attach(&one),
+        Command::Start(act) => clients::act(&act, Action::Start),
+        Command::Stop(act) => clients::act(&act, Action::Stop),
+        Command::Kill(act) => clients::act(&act, Action::Kill),
+        Command::Pause(act) => clients::act(&act, Action::Pause),
+        Command::Resume(act) => clients::act(&act, Action::Resume),
+        Command::Rm(rm) => clients::remove(&rm),
+        Command::Inspect(guests) => lists::inspect(&guests),
+        Command::Stats(stats) => stats::run(&stats),
+        Command::Top(top) => top::run(&top),
+        Command::Events(events) => lists::events(&events),
+        Command::Wait(guests) => lists::wait(&guests),
+        Command::Images(list) => lists::images(&list),
+        Command::Image(image) => clients::images(&image),
+        Command::Owner(owner) => clients::owners(&owner),
+        Command::Network(network) => clients::networks(&network),
+        Command::Apply(apply) => apply::run(&apply),
+        Command::System(system) => lists::system(&system),
+        Command::Completion { shell } => describe::completion(shell),
+        Command::Man { folder } => describe::manual(&folder),
         Command::Cell(cell) => serve::run_cell(&cell),
     };
     match result {

@@ -1,9 +1,10 @@
 //! The final report: for people on standard error, for programs as JSON.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
-use foraker_cell::{Cause, CounterValues, End, Fault, Guest, symbols};
+use foraker_api::guest::Fault;
+use foraker_cell::{CounterValues, End, Guest};
+use foraker_supervisor::fault;
 use serde::Serialize;
 
 /// The whole launch.
@@ -37,30 +38,12 @@ pub(crate) struct GuestReport {
     pub(crate) status: Option<u64>,
     /// Why it was ended.
     pub(crate) reason: Option<String>,
-    pub(crate) fault: Option<FaultReport>,
+    pub(crate) fault: Option<Fault>,
     pub(crate) counters: Counters,
     /// Frames dropped, by reason.
     pub(crate) drops: std::collections::BTreeMap<&'static str, u64>,
     pub(crate) ipv4: Option<String>,
     pub(crate) cpu_seconds: f64,
-}
-
-/// A fault.
-#[derive(Debug, Serialize)]
-pub(crate) struct FaultReport {
-    pub(crate) vector: Option<u8>,
-    pub(crate) mnemonic: &'static str,
-    pub(crate) name: &'static str,
-    pub(crate) error_code: Option<u64>,
-    pub(crate) address: Option<String>,
-    /// What a ring or the machine was damaged by.
-    pub(crate) detail: Option<String>,
-    pub(crate) core: u32,
-    pub(crate) rip: String,
-    pub(crate) registers: std::collections::BTreeMap<&'static str, String>,
-    pub(crate) function: Option<String>,
-    pub(crate) file: Option<String>,
-    pub(crate) line: Option<u32>,
 }
 
 /// Counters of a guest.
@@ -95,7 +78,7 @@ impl From<CounterValues> for Counters {
 pub(crate) fn of_guest(guest: &Guest, image: Option<&Path>) -> GuestReport {
     let (end, status, reason, fault) = match guest.end() {
         Some(End::Exited(status)) => ("exit", Some(*status), None, None),
-        Some(End::Faulted(f)) => ("fault", None, None, Some(of_fault(f, image))),
+        Some(End::Faulted(f)) => ("fault", None, None, Some(fault::report(f, image))),
         Some(End::Killed(why)) => ("killed", None, Some(why.clone()), None),
         None => ("running", None, None, None),
     };
@@ -111,56 +94,6 @@ pub(crate) fn of_guest(guest: &Guest, image: Option<&Path>) -> GuestReport {
         ipv4: guest.port.as_ref().map(|p| p.ipv4().to_string()),
         cpu_seconds: guest.cpu_time().as_secs_f64(),
     }
-}
-
-fn of_fault(fault: &Fault, image: Option<&Path>) -> FaultReport {
-    let (vector, error_code, address, detail) = match &fault.cause {
-        Cause::Exception { vector, error_code, address } => (Some(*vector), *error_code, *address, None),
-        Cause::Ring(text) | Cause::Machine(text) => (None, None, None, Some(text.clone())),
-        Cause::GivenBack => (None, None, None, None),
-        Cause::Upcall(stack) => (None, None, Some(*stack), None),
-    };
-    let place = image.and_then(|path| symbols::locate(path, fault.rip)).unwrap_or_default();
-    let r = &fault.registers;
-    let registers = [
-        ("rax", r.rax),
-        ("rbx", r.rbx),
-        ("rcx", r.rcx),
-        ("rdx", r.rdx),
-        ("rsi", r.rsi),
-        ("rdi", r.rdi),
-        ("rsp", r.rsp),
-        ("rbp", r.rbp),
-        ("r8", r.r8),
-        ("r9", r.r9),
-        ("r10", r.r10),
-        ("r11", r.r11),
-        ("r12", r.r12),
-        ("r13", r.r13),
-        ("r14", r.r14),
-        ("r15", r.r15),
-        ("rip", r.rip),
-        ("rflags", r.rflags),
-    ];
-    let (mnemonic, name) = fault.cause.name();
-    FaultReport {
-        vector,
-        mnemonic,
-        name,
-        error_code,
-        address: address.map(hex),
-        detail,
-        core: fault.core,
-        rip: hex(fault.rip),
-        registers: registers.into_iter().map(|(n, v)| (n, hex(v))).collect(),
-        function: place.function,
-        file: place.file,
-        line: place.line,
-    }
-}
-
-fn hex(value: u64) -> String {
-    format!("{value:#x}")
 }
 
 impl GuestReport {
@@ -179,37 +112,7 @@ impl GuestReport {
         if let Some(reason) = &self.reason {
             return Some(format!("guest {name} was ended: {reason}"));
         }
-        let f = self.fault.as_ref()?;
-        let mut text = format!("guest {name} faulted: {} ({})", f.name, f.mnemonic);
-        if let Some(detail) = &f.detail {
-            let _ = write!(text, ": {detail}");
-        }
-        if let Some(code) = f.error_code {
-            let _ = write!(text, ", error code {code:#x}");
-        }
-        if let Some(address) = &f.address {
-            let _ = write!(text, ", address {address}");
-        }
-        if f.detail.is_none() {
-            let _ = write!(text, ", at {}", f.rip);
-            if let Some(function) = &f.function {
-                let _ = write!(text, " in {function}");
-            }
-            if let (Some(file), Some(line)) = (&f.file, f.line) {
-                let _ = write!(text, " ({file}:{line})");
-            }
-            let order = [
-                "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12",
-                "r13", "r14", "r15", "rip", "rflags",
-            ];
-            for row in order.chunks(6) {
-                text.push_str("\n ");
-                for n in row {
-                    let _ = write!(text, " {n:>3} {:<18}", f.registers.get(n).map_or("", String::as_str));
-                }
-                text.truncate(text.trim_end().len());
-            }
-        }
-        Some(text)
+        let fault = self.fault.as_ref()?;
+        Some(format!("guest {name} faulted: {}", fault.text()))
     }
 }

@@ -1,50 +1,32 @@
 //! Admission: owners by their names, what a guest needs, and the gatekeeper of `foraker-policy` that decides.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
 
+use foraker_api::owner::{LONGEST_NAME, is_name};
+use foraker_api::system::Discipline as Wanted;
+use foraker_api::{Amounts, Owner, OwnerSettings};
 use foraker_policy::gatekeeper::{
     BadSettings, Budget, Decision, Discipline, Gatekeeper, Limits, OwnerId, Refusal, Request, Resources,
     Settings,
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::channel::{DEFAULT_OWNER, Order};
+use crate::channel::Order;
 
 /// What a guest costs beside its own memory, bytes: its machine in the kernel and what is kept of it in a cell (the benchmark `density`
 /// measures it).
 pub const OVERHEAD: u64 = 640 << 10;
 /// Most owners.
 const MOST_OWNERS: usize = 10_000;
-/// Longest name of an owner.
-const LONGEST_NAME: usize = 64;
 
-/// The most, or the provision, of each resource; None where nothing is said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Amounts {
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Machines of KVM.
-    pub machines: Option<u64>,
-    /// Thousandths of a processor.
-    pub cpus: Option<u64>,
-    /// Bytes per second, both directions together.
-    pub bandwidth: Option<u64>,
-    /// Guests.
-    pub guests: Option<u64>,
+fn budget(amounts: Amounts) -> Budget {
+    let Amounts { memory, machines, cpus, bandwidth, guests } = amounts;
+    Budget { memory, machines, cpu: cpus, bandwidth, guests }
 }
 
-impl Amounts {
-    fn budget(self) -> Budget {
-        let Amounts { memory, machines, cpus, bandwidth, guests } = self;
-        Budget { memory, machines, cpu: cpus, bandwidth, guests }
-    }
-
-    fn of(budget: Budget) -> Amounts {
-        let Budget { memory, machines, cpu, bandwidth, guests } = budget;
-        Amounts { memory, machines, cpus: cpu, bandwidth, guests }
-    }
+fn amounts(budget: Budget) -> Amounts {
+    let Budget { memory, machines, cpu, bandwidth, guests } = budget;
+    Amounts { memory, machines, cpus: cpu, bandwidth, guests }
 }
 
 /// What the supervisor has to give, and to whom.
@@ -54,34 +36,8 @@ pub struct Host {
     pub budget: Amounts,
     /// Most guests that wait; half of them of one owner.
     pub waiting: usize,
-    /// Admit by age alone, whoever the owner is: for comparison.
-    pub first_come: bool,
-}
-
-/// What is settled for an owner. What is not said has its default.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct OwnerSettings {
-    /// An owner of weight 2 is given twice as much as one of weight 1.
-    pub weight: NonZeroU32,
-    /// Most that its guests may have together.
-    pub most: Amounts,
-    /// What is kept for it, and lent to others while it is unused.
-    pub provision: Amounts,
-}
-
-/// An owner in a list.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ListedOwner {
-    /// Its name.
-    pub name: String,
-    /// What is settled for it.
-    pub settings: OwnerSettings,
-    /// What its admitted guests have.
-    pub has: Amounts,
-    /// The largest part that it has of what the host gives of a resource.
-    pub dominant_share: f64,
-    /// Its guests in line.
-    pub waiting: usize,
+    /// Who is admitted next.
+    pub discipline: Wanted,
 }
 
 /// Why a request is refused.
@@ -117,17 +73,27 @@ pub(crate) struct Admission {
     gate: Gatekeeper,
     owners: BTreeMap<String, OwnerId>,
     names: BTreeMap<OwnerId, String>,
+    /// Of owners that were removed: the next ones have them.
+    free: Vec<OwnerId>,
 }
 
 impl Admission {
     pub(crate) fn new(host: &Host) -> Admission {
         let limits = Limits {
-            host: host.budget.budget(),
+            host: budget(host.budget),
             waiting: host.waiting,
             waiting_each: host.waiting.div_ceil(2),
-            discipline: if host.first_come { Discipline::FirstCome } else { Discipline::Fair },
+            discipline: match host.discipline {
+                Wanted::Fair => Discipline::Fair,
+                Wanted::FirstCome => Discipline::FirstCome,
+            },
         };
-        Admission { gate: Gatekeeper::new(&limits), owners: BTreeMap::new(), names: BTreeMap::new() }
+        Admission {
+            gate: Gatekeeper::new(&limits),
+            owners: BTreeMap::new(),
+            names: BTreeMap::new(),
+            free: Vec::new(),
+        }
     }
 
     /// An owner comes into being when it is first named.
@@ -135,14 +101,13 @@ impl Admission {
         if let Some(id) = self.owners.get(name) {
             return Ok(*id);
         }
-        let usual = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > LONGEST_NAME || !name.chars().all(usual) {
+        if !is_name(name) {
             return Err(NotTaken::BadName(name.chars().take(LONGEST_NAME).collect()));
         }
         if self.owners.len() >= MOST_OWNERS {
             return Err(NotTaken::TooManyOwners);
         }
-        let id = self.gate.add_owner();
+        let id = self.free.pop().unwrap_or_else(|| self.gate.add_owner());
         self.owners.insert(name.to_owned(), id);
         self.names.insert(id, name.to_owned());
         Ok(id)
@@ -215,20 +180,39 @@ impl Admission {
         settings: &OwnerSettings,
     ) -> Result<Vec<(u64, Refusal)>, NotTaken> {
         let owner = self.owner(name)?;
-        let provision = settings.provision.budget();
+        let provision = budget(settings.provision);
         let settings = Settings {
             weight: settings.weight,
-            budget: settings.most.budget(),
+            budget: budget(settings.most),
             provision: Resources::from_fn(|k| provision[k].unwrap_or(0)),
         };
         let refused = |why| NotTaken::Settings { owner: name.to_owned(), why };
         self.gate.set_owner(owner, settings).map_err(refused)
     }
 
-    /// The network of an owner's guests: everybody's for [`DEFAULT_OWNER`], its own for each other.
-    pub(crate) fn network(&self, name: &str) -> u32 {
-        let own = self.owners.get(name).filter(|_| name != DEFAULT_OWNER);
-        own.map_or(0, |id| u32::try_from(id.number()).unwrap_or(u32::MAX - 1) + 1)
+    /// Removes an owner that has no guests.
+    pub(crate) fn forget_owner(&mut self, name: &str) {
+        let Some(id) = self.owners.remove(name) else { return };
+        self.names.remove(&id);
+        // Whoever comes next begins anew. What everybody has contradicts nothing.
+        if self.gate.set_owner(id, Settings::default()).is_ok() {
+            self.free.push(id);
+        }
+    }
+
+    /// Whether an owner is known.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.owners.contains_key(name)
+    }
+
+    /// What all admitted guests have.
+    pub(crate) fn allocated(&self) -> Amounts {
+        amounts(Budget::from_fn(|k| Some(self.gate.allocated()[k])))
+    }
+
+    /// What all guests may have.
+    pub(crate) fn host(&self) -> Amounts {
+        amounts(self.gate.host())
     }
 
     /// The name of an owner.
@@ -237,18 +221,18 @@ impl Admission {
     }
 
     /// Every owner.
-    pub(crate) fn list(&self) -> Vec<ListedOwner> {
+    pub(crate) fn list(&self) -> Vec<Owner> {
         let listed = |(name, id): (&String, &OwnerId)| {
             let usage = self.gate.usage(*id);
             let provision = Budget::from_fn(|k| Some(usage.settings.provision[k]).filter(|p| *p > 0));
-            ListedOwner {
+            Owner {
                 name: name.clone(),
                 settings: OwnerSettings {
                     weight: usage.settings.weight,
-                    most: Amounts::of(usage.settings.budget),
-                    provision: Amounts::of(provision),
+                    most: amounts(usage.settings.budget),
+                    provision: amounts(provision),
                 },
-                has: Amounts::of(Budget::from_fn(|k| Some(usage.allocated[k]))),
+                has: amounts(Budget::from_fn(|k| Some(usage.allocated[k]))),
                 dominant_share: usage.share.fraction(),
                 waiting: usage.waiting,
             }
@@ -282,6 +266,8 @@ fn provision(order: &Order) -> Resources {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU32;
+
     use foraker_cell::{NetworkSpec, ProcessorSpec};
 
     pub(crate) fn order(owner: &str, memory: u64) -> Order {
@@ -306,7 +292,7 @@ mod tests {
 
     fn admission(guests: u64, waiting: usize) -> Admission {
         let budget = Amounts { guests: Some(guests), memory: Some(1 << 30), ..Amounts::default() };
-        Admission::new(&Host { budget, waiting, first_come: false })
+        Admission::new(&Host { budget, waiting, discipline: Wanted::Fair })
     }
 
     #[test]

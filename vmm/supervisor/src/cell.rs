@@ -8,13 +8,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use foraker_api::Counters;
 use foraker_cell::cell::CellError;
 use foraker_cell::{Cell, Config, End, Guest, LoadedImage, NetworkConfig};
 use foraker_confine::Kind;
 use foraker_policy::demand::Asked;
 use foraker_publish::{Published, Publisher};
 
-use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns, receive, send};
+use crate::channel::{CellLoad, Ended, FromCell, Order, Surveyed, ToCell, monotonic_ns, receive, send};
+use crate::logs::mark;
 
 /// Guests that are started before the supervisor hears of them.
 const BATCH: usize = 32;
@@ -123,17 +125,21 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         })
         .map_err(|e| CellError::Os("cannot start a thread", e))?;
     foraker_confine::finish(Kind::Channel).map_err(|e| CellError::Setting(e.to_string()))?;
-    let (mut images, mut publisher) = (HashMap::new(), None);
+    let (mut images, mut publisher, mut in_order) = (HashMap::new(), None, false);
     let end = loop {
         match receive(&mut channel) {
             Ok(Some(ToCell::Start(orders))) => {
                 let alone = orders.len() == 1;
                 let mut started = Vec::new();
                 for (id, order) in orders {
-                    match start(&state, &mut images, &mut publisher, &order, alone) {
+                    match start(&state, &mut images, &mut publisher, (id, &order), alone) {
                         Ok(guest) => started.push((id, guest)),
                         Err(e) => {
-                            state.say(&FromCell::Ended { id, end: Ended::Refused(e.to_string()) });
+                            state.say(&FromCell::Ended {
+                                id,
+                                end: Ended::Refused(e.to_string()),
+                                fault: None,
+                            });
                         }
                     }
                     if started.len() >= BATCH {
@@ -143,11 +149,7 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
                 announce(&state, &mut started);
             }
             Ok(Some(ToCell::Stop { ids, kill })) => {
-                let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
-                let stopped: Vec<_> =
-                    ids.iter().filter_map(|id| guests.get(id)).map(|g| Arc::clone(&g.guest)).collect();
-                drop(guests);
-                for guest in stopped {
+                for guest in some_of(&state, &ids) {
                     if kill {
                         guest.finish(End::Killed("it was killed".to_owned()));
                     } else {
@@ -167,10 +169,29 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
                     guest.answer_wish(bytes, granted);
                 }
             }
+            Ok(Some(ToCell::Hold { ids, hold })) => {
+                for guest in some_of(&state, &ids) {
+                    if hold { guest.pause() } else { guest.resume() }
+                }
+            }
+            Ok(Some(ToCell::Survey { number, of })) => {
+                let guests = survey(&state, &of);
+                let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
+                let (runnable, timers) = cell.waiting();
+                let dropped = cell.uplink_counters().iter().map(|(_, n)| n).sum();
+                drop(cell);
+                let load = CellLoad { runnable, timers, dropped };
+                state.say(&FromCell::Survey { number, guests, load });
+            }
+            Ok(Some(ToCell::End)) => in_order = true,
             Ok(None) => break Ok(()),
             Err(e) => break Err(CellError::Os("the supervisor's channel", e)),
         }
     };
+    if !in_order {
+        // Its supervisor was killed: the next one waits for what this process has. The kernel takes it all at once.
+        std::process::exit(0);
+    }
     let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
     let guests: Vec<_> = guests.values().map(|g| Arc::clone(&g.guest)).collect();
     guests.iter().for_each(|g| g.ask_to_stop());
@@ -182,11 +203,57 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
     end
 }
 
+/// Those of these guests that are there.
+fn some_of(state: &State, ids: &[u64]) -> Vec<Arc<Guest>> {
+    let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+    ids.iter().filter_map(|id| guests.get(id)).map(|g| Arc::clone(&g.guest)).collect()
+}
+
+/// What guests have used.
+fn survey(state: &State, of: &Surveyed) -> Vec<Counters> {
+    let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+    let chosen: Vec<(u64, Arc<Guest>)> = match of {
+        Surveyed::These(ids) => {
+            ids.iter().filter_map(|id| Some((*id, Arc::clone(&guests.get(id)?.guest)))).collect()
+        }
+        Surveyed::Each | Surveyed::Sum => {
+            guests.iter().map(|(id, running)| (*id, Arc::clone(&running.guest))).collect()
+        }
+    };
+    drop(guests);
+    let each = chosen.iter().map(|(id, guest)| counters(*id, guest));
+    match of {
+        Surveyed::Sum => vec![each.fold(Counters::default(), |sum, one| sum.plus(&one))],
+        Surveyed::These(_) | Surveyed::Each => each
+            .zip(&chosen)
+            .map(|(one, (_, guest))| Counters { resident: guest.memory.resident(), ..one })
+            .collect(),
+    }
+}
+
+/// The counters of a guest, apart from its memory.
+fn counters(id: u64, guest: &Guest) -> Counters {
+    let c = guest.counter_values();
+    Counters {
+        id,
+        cpu_ns: u64::try_from(guest.cpu_time().as_nanos()).unwrap_or(u64::MAX),
+        resident: 0,
+        exits: c.exits,
+        rx_frames: c.rx_frames,
+        rx_bytes: c.rx_bytes,
+        tx_frames: c.tx_frames,
+        tx_bytes: c.tx_bytes,
+        rx_dropped: c.rx_dropped,
+        tx_dropped: c.tx_dropped,
+        console_dropped: c.console_dropped,
+    }
+}
+
 fn start(
     state: &State,
     images: &mut HashMap<PathBuf, (Option<SystemTime>, Arc<LoadedImage>)>,
     publisher: &mut Option<Publisher>,
-    order: &Order,
+    (id, order): (u64, &Order),
     alone: bool,
 ) -> Result<Running, CellError> {
     // Guests of one image share it, until its file changes.
@@ -210,7 +277,7 @@ fn start(
         let listener = publisher.listen(*host).map_err(|e| CellError::Setting(e.to_string()))?;
         listeners.push((listener, *port));
     }
-    let spec = order.spec(image);
+    let spec = order.spec(image, Some(mark(id)));
     let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
     let guest = if alone { cell.start(&spec) } else { cell.start_of_many(&spec) }?;
     drop(cell);
@@ -246,10 +313,14 @@ fn report(state: &State) {
     }
     for (id, Running { guest, _published: published, .. }) in gone {
         let end = guest.end().map_or(Ended::CellDied, Ended::from);
+        let fault = match guest.end() {
+            Some(End::Faulted(fault)) => Some(Box::new(crate::fault::report(fault, None))),
+            _ => None,
+        };
         // Its ports, its memory and its machine are given back before the supervisor hears of it, and counts on them.
         state.cell.lock().unwrap_or_else(PoisonError::into_inner).forget(&guest);
         drop((published, guest));
-        state.say(&FromCell::Ended { id, end });
+        state.say(&FromCell::Ended { id, end, fault });
     }
 }
 

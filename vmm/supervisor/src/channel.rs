@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use foraker_api::guest::{Counters, Fault};
 use foraker_cell::{End, GuestSpec, LoadedImage, NetworkSpec, Pages, ProcessorSpec};
 use foraker_policy::demand::Asked;
 use serde::de::DeserializeOwned;
@@ -12,11 +13,6 @@ use serde::{Deserialize, Serialize};
 
 /// Longest message, bytes: room for the list of a cell's guests.
 pub const MAX_MESSAGE: usize = 64 << 20;
-
-/// Whose a guest is of which nothing is said.
-pub const DEFAULT_OWNER: &str = "default";
-/// How important a guest is of which nothing is said.
-pub const DEFAULT_PRIORITY: u8 = 100;
 
 /// A guest to start: everything that is known of it besides its image's content.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,31 +52,9 @@ pub struct Order {
 }
 
 impl Order {
-    /// What a cell would need to start `spec`, for [`DEFAULT_OWNER`]; None if its image is no file.
+    /// The guest to start, with its image loaded, and what its console's lines begin with.
     #[must_use]
-    pub fn of(spec: &GuestSpec) -> Option<Order> {
-        Some(Order {
-            image: spec.image.path()?.to_path_buf(),
-            name: spec.name.clone(),
-            memory: spec.memory,
-            memory_provision: spec.memory_provision.unwrap_or(0),
-            large_pages: spec.pages == Pages::Large,
-            cores: spec.cores,
-            arguments: spec.arguments.clone(),
-            environment: spec.environment.clone(),
-            network: spec.network.clone(),
-            console_limit: spec.console_limit,
-            publish: Vec::new(),
-            processor: spec.processor,
-            immediate: spec.immediate,
-            owner: DEFAULT_OWNER.to_owned(),
-            priority: DEFAULT_PRIORITY,
-        })
-    }
-
-    /// The guest to start, with its image loaded.
-    #[must_use]
-    pub fn spec(&self, image: Arc<LoadedImage>) -> GuestSpec {
+    pub fn spec(&self, image: Arc<LoadedImage>, console_mark: Option<String>) -> GuestSpec {
         GuestSpec {
             memory: self.memory,
             memory_provision: Some(self.memory_provision),
@@ -90,7 +64,7 @@ impl Order {
             environment: self.environment.clone(),
             network: self.network.clone(),
             console_limit: self.console_limit,
-            console_prefix: true,
+            console_mark,
             processor: self.processor,
             from_template: Some(self.owner.clone()),
             immediate: self.immediate,
@@ -120,6 +94,22 @@ pub enum ToCell {
         /// Whether it may.
         granted: bool,
     },
+    /// Hold guests, or have them run on.
+    Hold {
+        /// Which.
+        ids: Vec<u64>,
+        /// Hold them.
+        hold: bool,
+    },
+    /// Say what guests have used: these, or all.
+    Survey {
+        /// Comes back with the answer.
+        number: u64,
+        /// Which.
+        of: Surveyed,
+    },
+    /// The supervisor ends in order: have guests end themselves.
+    End,
 }
 
 impl ToCell {
@@ -127,8 +117,8 @@ impl ToCell {
     pub(crate) fn guests(&self) -> usize {
         match self {
             ToCell::Start(orders) => orders.len(),
-            ToCell::Stop { ids, .. } => ids.len(),
-            ToCell::Memory { .. } => 1,
+            ToCell::Stop { ids, .. } | ToCell::Hold { ids, .. } => ids.len(),
+            ToCell::Memory { .. } | ToCell::Survey { .. } | ToCell::End => 1,
         }
     }
 }
@@ -160,7 +150,40 @@ pub enum FromCell {
         id: u64,
         /// How.
         end: Ended,
+        /// Where it was when it did what it must not do.
+        fault: Option<Box<Fault>>,
     },
+    /// What guests have used.
+    Survey {
+        /// As it was asked.
+        number: u64,
+        /// Those that are there; one that stands for all where the sum was asked for.
+        guests: Vec<Counters>,
+        /// What waits in the cell.
+        load: CellLoad,
+    },
+}
+
+/// Whose counters are asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Surveyed {
+    /// Those of each of these.
+    These(Vec<u64>),
+    /// Those of each.
+    Each,
+    /// The sum of all, without what would have to be looked for in memory.
+    Sum,
+}
+
+/// What waits in a cell's stages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellLoad {
+    /// Cores that wait for a processor.
+    pub runnable: usize,
+    /// Deadlines.
+    pub timers: usize,
+    /// Frames that belong to no guest, dropped since its start.
+    pub dropped: u64,
 }
 
 /// How a guest ended.
@@ -176,6 +199,8 @@ pub enum Ended {
     Refused(String),
     /// Its cell died.
     CellDied,
+    /// Its supervisor died, or ended.
+    SupervisorGone,
 }
 
 impl From<&End> for Ended {
@@ -257,12 +282,12 @@ mod tests {
     fn messages_arrive_one_by_one() {
         let mut stream = Vec::new();
         send(&mut stream, &ToCell::Stop { ids: vec![1, 2], kill: true }).unwrap();
-        send(&mut stream, &FromCell::Ended { id: 7, end: Ended::Exit(3) }).unwrap();
+        send(&mut stream, &FromCell::Ended { id: 7, end: Ended::Exit(3), fault: None }).unwrap();
         let mut from = stream.as_slice();
         let first: Option<ToCell> = receive(&mut from).unwrap();
         assert!(matches!(first, Some(ToCell::Stop { ids, kill: true }) if ids == [1, 2]));
         let second: Option<FromCell> = receive(&mut from).unwrap();
-        assert!(matches!(second, Some(FromCell::Ended { id: 7, end: Ended::Exit(3) })));
+        assert!(matches!(second, Some(FromCell::Ended { id: 7, end: Ended::Exit(3), fault: None })));
         assert!(receive::<ToCell>(&mut from).unwrap().is_none());
     }
 

@@ -1,16 +1,19 @@
 //! The supervisor: a process that runs no guest, and the cells that it starts.
 //!
 //! ```text
-//!   client --control socket--> supervisor --channel--> cell (a process): guests
-//!                                   \------channel--> cell ...
+//!   client --REST--> supervisor --channel--> cell (a process): guests
+//!                        |  \------channel--> cell ...
+//!                     registry, logs
 //! ```
 //!
 //! - [`channel`]: messages over a stream, and what they say.
 //! - [`cell`]: the cell's side: carries out what the supervisor asks, and says how guests end.
 //! - [`supervisor`]: keeps the list of guests, places them on cells, restarts cells that die and, as their policy says, their guests.
 //! - [`admission`]: who may have how much, and who waits.
+//! - [`resolve`]: what a guest gets of which little is said.
+//! - `store`: the registry, which outlives the process; `images`, `networks`, `logs`, `events`: what else it keeps.
 //! - `weights`: what cells weigh beside each other on the host's processors.
-//! - [`control`]: the socket on which clients ask, and their side of it.
+//! - [`rest`]: the API that clients ask through.
 //!
 //! A cell that dies takes only its own guests with it. Whether a guest is admitted, which cell it is on, and whether it comes back, is decided by pure code in
 //! `foraker-policy`.
@@ -19,13 +22,25 @@
 pub mod admission;
 pub mod cell;
 pub mod channel;
-pub mod control;
+mod directory;
+mod events;
+pub mod fault;
+mod images;
+mod logs;
+mod manifest;
+mod networks;
 mod outbox;
+mod refused;
+pub mod resolve;
+pub mod rest;
+mod store;
 pub mod supervisor;
 mod weights;
 
-pub use admission::{Amounts, Host, ListedOwner, OwnerSettings};
-pub use channel::{DEFAULT_OWNER, DEFAULT_PRIORITY, Ended, Order};
-pub use control::{Listed, Reply, Request};
+pub use admission::Host;
+pub use channel::{Ended, Order};
 pub use foraker_policy::placement::MOST_GUESTS;
-pub use supervisor::{Config, Supervisor};
+pub use images::FOLDER as IMAGES;
+pub use logs::DEFAULT_SIZE as DEFAULT_LOG_SIZE;
+pub use refused::Refused;
+pub use supervisor::{Config, Found, StartError, Supervisor};

@@ -61,8 +61,9 @@ pub(super) const ALL: [Stage; 16] = [
 pub(crate) const BUILD: Duration = Duration::from_secs(15 * 60);
 
 fn install(_: &Context) -> Result<Totals> {
-    use packages::{BINUTILS, BUSYBOX, CURL, CXX, IPROUTE, QEMU, WRK};
-    packages::require(&[&BINUTILS, &BUSYBOX, &CURL, &CXX, &IPROUTE, &QEMU, &WRK])?;
+    use packages::{BINUTILS, BUSYBOX, CHROMIUM, CURL, CXX, GDB, IPROUTE, PROMETHEUS, QEMU, WRK};
+    let needed = [&BINUTILS, &BUSYBOX, &CHROMIUM, &CURL, &CXX, &GDB, &IPROUTE, &PROMETHEUS, &QEMU, &WRK];
+    packages::require(&needed)?;
     Ok(Totals::one(true))
 }
 
@@ -81,35 +82,52 @@ fn dependencies(context: &Context) -> Result<Totals> {
 }
 
 fn clippy(context: &Context) -> Result<Totals> {
-    let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    context.check(&mut context.workspace.cargo(&arguments), BUILD)
+    let mut totals = Totals::default();
+    for side in SIDES {
+        let arguments = [&["clippy"], side, &["--all-targets", "--", "-D", "warnings"]].concat();
+        totals += context.check(&mut context.workspace.cargo(&arguments), BUILD)?;
+    }
+    Ok(totals)
 }
 
 fn doc(context: &Context) -> Result<Totals> {
-    let mut command = context.workspace.cargo(&["doc", "--workspace", "--no-deps"]);
-    context.check(command.env("RUSTDOCFLAGS", "-D warnings"), BUILD)
+    let mut totals = Totals::default();
+    for side in SIDES {
+        let mut command = context.workspace.cargo(&[&["doc", "--no-deps"], side].concat());
+        totals += context.check(command.env("RUSTDOCFLAGS", "-D warnings"), BUILD)?;
+    }
+    Ok(totals)
 }
 
 fn reference(context: &Context) -> Result<Totals> {
     Ok(Totals::one(doc_check::check(&context.workspace, false)?))
 }
 
-/// Tests of the crates; those of the whole are the suites.
-const CRATES: [&str; 3] = ["--workspace", "--exclude", suites::PACKAGE];
+/// What runs on the host, and guests with their library OS. Never in one build: there a crate that both use has the features of both, and guests
+/// would get a standard library.
+const SIDES: [&[&str]; 2] = [&["--workspace", "--exclude", "guest-*"], &["--package", "guest-*"]];
+/// The suites of the whole are not among the tests of the crates.
+const NOT_SUITES: [&str; 2] = ["--exclude", suites::PACKAGE];
 
 fn unit(context: &Context) -> Result<Totals> {
-    if process::find("cargo-nextest").is_some() {
-        let mut command =
-            context.workspace.cargo(&["nextest", "run", "--no-fail-fast", "--no-tests", "fail"]);
-        return context.tests(command.args(CRATES), BUILD);
+    let mut totals = Totals::default();
+    for (side, rest) in SIDES.into_iter().zip([&NOT_SUITES[..], &[]]) {
+        // Documentation's examples have a stage of their own.
+        let nextest = ["nextest", "run", "--no-fail-fast", "--no-tests", "fail"];
+        let plain = ["test", "--no-fail-fast", "--tests"];
+        let verb = if process::find("cargo-nextest").is_some() { &nextest[..] } else { &plain };
+        totals += context.tests(&mut context.workspace.cargo(&[verb, side, rest].concat()), BUILD)?;
     }
-    // Documentation's examples have a stage of their own.
-    let mut command = context.workspace.cargo(&["test", "--no-fail-fast", "--tests"]);
-    context.tests(command.args(CRATES), BUILD)
+    Ok(totals)
 }
 
 fn doctest(context: &Context) -> Result<Totals> {
-    context.tests(context.workspace.cargo(&["test", "--doc", "--no-fail-fast"]).args(CRATES), BUILD)
+    let mut totals = Totals::default();
+    for (side, rest) in SIDES.into_iter().zip([&NOT_SUITES[..], &[]]) {
+        let arguments = [&["test", "--doc", "--no-fail-fast"], side, rest].concat();
+        totals += context.tests(&mut context.workspace.cargo(&arguments), BUILD)?;
+    }
+    Ok(totals)
 }
 
 fn loom(context: &Context) -> Result<Totals> {

@@ -1,9 +1,19 @@
 //! The supervisor with cells that are there, without processes.
 
-use super::*;
-use crate::admission::{Amounts, OVERHEAD};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::mpsc::channel;
+
+use foraker_api::system::Discipline;
+use foraker_api::{Action, Amounts, Filter, GuestSpec, OwnerSettings, Restart};
+
+use super::*;
+use crate::admission::OVERHEAD;
+use crate::channel::{Ended, Order, monotonic_ns};
+use crate::images::Images;
+use crate::refused::Refused;
+use crate::store::Store;
+use state::{CellSlot, Records};
 
 fn order() -> Order {
     Order {
@@ -39,38 +49,78 @@ fn two_cells() -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
 }
 
 fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
-    let host = Host { budget, waiting: 20, first_come: false };
-    let config = Config { cells: 2, command: Vec::new(), first_subnet: Ipv4Addr::new(10, 100, 0, 0), host };
+    let host = Host { budget, waiting: 20, discipline: Discipline::Fair };
+    let config = Config {
+        cells: 2,
+        command: Vec::new(),
+        first_subnet: Ipv4Addr::new(10, 100, 0, 0),
+        host,
+        state: PathBuf::new(),
+        log_size: 0,
+    };
     let (tos, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
     let cells = tos
         .into_iter()
         .map(|to| CellSlot { to: Some(Box::new(to) as Box<dyn Tell>), ..CellSlot::default() })
         .collect();
-    let mut state = State::new(cells, &host);
+    let directory = tempfile::tempdir().expect("a folder");
+    let images =
+        Images::open(directory.path().to_path_buf(), Vec::new(), BTreeMap::new()).expect("no images");
+    let records = Records { store: Store::nowhere(), events: Events::new(0), logs: None };
+    let mut state = State::new(cells, &host, images, records);
     for number in 0..2 {
         state.hear(number, FromCell::Ready { tap: None });
     }
     let shared = Shared {
         config,
+        events: state.records.events.clone(),
         state: Mutex::new(state),
         changed: Condvar::new(),
         due: Condvar::new(),
-        heard: Condvar::new(),
+        heard: Notify::new(),
         weights: None,
+        surveys: Surveys::default(),
+        logs: None,
+        directory: None,
+        since_ms: 0,
     };
     (Supervisor(Arc::new(shared)), told)
+}
+
+impl Supervisor {
+    /// Takes guests of an order as it is.
+    fn run(&self, order: &Order, count: u64, restart: Restart) -> Result<(u64, u64), Refused> {
+        let spec = GuestSpec { owner: order.owner.clone(), restart, ..GuestSpec::of("image") };
+        let (ids, _) = self.take(&spec, &"digest".into(), order.clone(), count, monotonic_ns())?;
+        Ok((*ids.start(), *ids.end()))
+    }
+
+    /// Asks guests to end, or ends them. Returns how many were there to be asked.
+    fn end(&self, ids: Option<&[u64]>, kill: bool) -> usize {
+        let action = if kill { Action::Kill } else { Action::Stop };
+        self.act_on_all(action, &Filter { ids: ids.map(<[u64]>::to_vec), ..Filter::default() }).0
+    }
+}
+
+fn ended(id: u64, end: Ended) -> FromCell {
+    FromCell::Ended { id, end, fault: None }
 }
 
 fn starts(told: &std::sync::mpsc::Receiver<ToCell>) -> Vec<u64> {
     let ids = |message| match message {
         ToCell::Start(orders) => orders.into_iter().map(|(id, _)| id).collect(),
-        ToCell::Stop { .. } | ToCell::Memory { .. } => Vec::new(),
+        _ => Vec::new(),
     };
     told.try_iter().flat_map(ids).collect()
 }
 
 fn phases(supervisor: &Supervisor) -> Vec<String> {
-    supervisor.list().into_iter().map(|g| g.phase).collect()
+    let phase = |g: foraker_api::Guest| match (g.status, g.reason) {
+        (Some(status), _) => format!("exit {status}"),
+        (None, Some(why)) if g.state.is_over() => format!("{}: {why}", g.state),
+        _ => g.state.to_string(),
+    };
+    supervisor.list(&Filter::default(), 0, usize::MAX).into_iter().map(phase).collect()
 }
 
 #[test]
@@ -80,19 +130,20 @@ fn a_cell_speaks_for_its_own_guests_only() {
     assert_eq!((starts(&told[0]), starts(&told[1])), (vec![1], vec![2]));
     let mut state = supervisor.lock();
     state.hear(1, FromCell::Started(vec![(1, None), (2, None), (77, None)]));
-    state.hear(1, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    state.hear(1, ended(1, Ended::Exit(0)));
     drop(state);
     assert_eq!(phases(&supervisor), ["starting", "running"]);
-    let now = crate::channel::monotonic_ns();
+    let now = monotonic_ns();
     supervisor.lock().hear(1, FromCell::Entered(vec![(1, now), (2, now), (77, now)]));
-    let times: Vec<_> = supervisor.list().into_iter().map(|g| g.start_us.is_some()).collect();
+    let times: Vec<_> =
+        supervisor.list(&Filter::default(), 0, 9).into_iter().map(|g| g.start_us.is_some()).collect();
     assert_eq!(times, [false, true]);
-    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    supervisor.lock().hear(0, ended(1, Ended::Exit(0)));
     // Said twice, it counts once.
-    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(5) });
+    supervisor.lock().hear(0, ended(1, Ended::Exit(5)));
     assert_eq!(phases(&supervisor), ["exit 0", "running"]);
-    assert_eq!(supervisor.cells().iter().map(|c| c.2).collect::<Vec<_>>(), [0, 1]);
-    assert_eq!(supervisor.forget_ended(), 1);
+    assert_eq!(supervisor.cells().iter().map(|c| c.guests).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(supervisor.prune(&Filter::default()).0, 1);
 }
 
 #[test]
@@ -143,7 +194,7 @@ fn what_a_guest_gives_back_is_anothers_until_it_asks() {
     hear(MEMORY);
     assert!(told[1].try_iter().any(|m| matches!(m, ToCell::Stop { ids, kill: true } if ids == [2])));
     assert_eq!(memory().filter(|(_, bytes, _)| *bytes == MEMORY).count(), 0, "not before it is there");
-    supervisor.lock().hear(1, FromCell::Ended { id: 2, end: Ended::Killed("it was killed".to_owned()) });
+    supervisor.lock().hear(1, ended(2, Ended::Killed("it was killed".to_owned())));
     assert_eq!(memory().collect::<Vec<_>>(), [(1, MEMORY, true)]);
     assert_eq!(phases(&supervisor), ["starting", "waiting"]);
     // What is not the sender's own is not heard, and nobody has more than it was admitted with.
@@ -159,7 +210,7 @@ fn who_is_asked_to_end_does_not_come_back() {
     let _ = supervisor.run(&order(), 1, Restart::Always);
     assert_eq!(supervisor.end(None, false), 1);
     assert!(told[0].try_iter().any(|m| matches!(m, ToCell::Stop { ids, kill: false } if ids == [1])));
-    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    supervisor.lock().hear(0, ended(1, Ended::Exit(0)));
     assert_eq!(phases(&supervisor), ["exit 0"]);
     assert_eq!(supervisor.end(None, true), 0);
 }
@@ -169,7 +220,10 @@ fn who_waits_for_a_guest_hears_that_it_was_ended_in_line() {
     let (supervisor, _told) = two_cells_with(Amounts { guests: Some(1), ..Amounts::default() });
     assert_eq!(supervisor.run(&order(), 2, Restart::No), Ok((1, 2)));
     let waiting = supervisor.clone();
-    let waiter = std::thread::spawn(move || waiting.wait_settled(2..=2, Duration::from_secs(60)));
+    let waiter = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(waiting.settled(2..=2, Duration::from_secs(60)))
+    });
     std::thread::sleep(Duration::from_millis(50));
     let since = Instant::now();
     assert_eq!(supervisor.end(Some(&[2]), false), 1);
@@ -185,7 +239,7 @@ fn when_all_cells_are_full_guests_wait_in_line() {
     assert_eq!(starts(&told[0]).len() + starts(&told[1]).len(), room as usize);
     let waiting = |s: &Supervisor| phases(s).iter().filter(|p| *p == "waiting").count();
     assert_eq!(waiting(&supervisor), 3);
-    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    supervisor.lock().hear(0, ended(1, Ended::Exit(0)));
     assert_eq!((waiting(&supervisor), starts(&told[0])), (2, vec![room + 1]));
 }
 
@@ -195,10 +249,10 @@ fn a_refused_request_leaves_nothing_behind() {
     let refused = supervisor.run(&order(), 13, Restart::No).map_err(|e| e.to_string());
     let why = "no room now, and its owner's part of the line is full: 10 of its guests may wait";
     assert_eq!(refused, Err(format!("refused for owner default: {why}")));
-    assert!(supervisor.list().is_empty() && starts(&told[0]).is_empty());
+    assert!(phases(&supervisor).is_empty() && starts(&told[0]).is_empty());
     assert_eq!(supervisor.run(&order(), 12, Restart::No), Ok((1, 12)));
     assert_eq!(supervisor.end(Some(&[12, 1]), false), 2);
-    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    supervisor.lock().hear(0, ended(1, Ended::Exit(0)));
     assert_eq!(phases(&supervisor)[..4], ["exit 0", "starting", "starting", "waiting"]);
     assert_eq!(phases(&supervisor)[11], "killed: while it waited");
 }
@@ -212,7 +266,7 @@ fn what_was_lent_is_taken_from_guests_that_wait_for_it_or_end() {
         most: Amounts::default(),
         provision: Amounts { memory: Some(2 * each), ..Amounts::default() },
     };
-    assert_eq!(supervisor.set_owner("landlord", &settings), Ok(()));
+    assert!(supervisor.set_owner("landlord", &settings).is_ok());
     let _ = supervisor.run(&order(), 3, Restart::No);
     let _ = supervisor.run(&order(), 1, Restart::OnFailure);
     let mut state = supervisor.lock();
@@ -228,12 +282,12 @@ fn what_was_lent_is_taken_from_guests_that_wait_for_it_or_end() {
     assert_eq!(phases(&supervisor), ["running", "running", "running", "running", "waiting", "waiting"]);
     let killed = || Ended::Killed("it was killed".to_owned());
     let mut state = supervisor.lock();
-    state.hear(0, FromCell::Ended { id: 3, end: killed() });
-    state.hear(1, FromCell::Ended { id: 4, end: killed() });
+    state.hear(0, ended(3, killed()));
+    state.hear(1, ended(4, killed()));
     drop(state);
     let lent = "killed: what it used was lent, and owner landlord asked for it back";
     assert_eq!(phases(&supervisor), ["running", "running", lent, "waiting", "starting", "starting"]);
     // Its turn comes when there is room.
-    supervisor.lock().hear(0, FromCell::Ended { id: 1, end: Ended::Exit(0) });
+    supervisor.lock().hear(0, ended(1, Ended::Exit(0)));
     assert_eq!(phases(&supervisor)[3], "starting");
 }

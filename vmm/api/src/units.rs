@@ -1,7 +1,19 @@
 //! Amounts as people write them: sizes and rates such as `16M`, `512K`, `1.5G`, `4096`, and processors such as `0.5`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0)
+}
+
 /// Parses a number of bytes (or of anything else), with an optional binary suffix K, M, G or T, as in `16M` or `16MiB`.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// It is none, or too large: one line that says what to write.
+pub fn size(text: &str) -> Result<u64, String> {
     let refuse = || format!("'{text}' is not a size: write a number with K, M or G, such as 16M");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
@@ -24,7 +36,10 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses a number of processors, such as `0.5`, into thousandths of one.
-pub(crate) fn permille(text: &str) -> Result<u32, String> {
+///
+/// # Errors
+/// It is none: one line that says what to write.
+pub fn permille(text: &str) -> Result<u32, String> {
     let refuse = || format!("'{text}' is no number of processors: write one from 0.001 on, such as 0.5");
     let value: f64 = text.parse().map_err(|_| refuse())?;
     let permille = (value * 1000.0).round();

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
 use serde::{Deserialize, Deserializer};
 
-use crate::units;
+use foraker_api::units;
 
 /// The manifest that is embedded in an image.
 #[derive(Debug, Default, Deserialize)]
@@ -64,13 +63,8 @@ fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 }
 
 /// Reads a manifest.
-pub(crate) fn parse(text: Option<&str>) -> anyhow::Result<Manifest> {
-    match text {
-        None => Ok(Manifest::default()),
-        Some(text) => {
-            toml::from_str(text).context("the manifest in the image is damaged: build the image again")
-        }
-    }
+pub(crate) fn parse(text: Option<&str>) -> Result<Manifest, toml::de::Error> {
+    text.map_or_else(|| Ok(Manifest::default()), toml::from_str)
 }
 
 #[cfg(test)]
