@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -45,6 +46,8 @@ struct State {
     cell: Mutex<Cell>,
     guests: Mutex<HashMap<u64, Running>>,
     channel: Mutex<UnixStream>,
+    /// Threads that tell of guests at this moment.
+    reporting: AtomicUsize,
 }
 
 /// A guest that runs, and what is its as long as it does.
@@ -101,8 +104,12 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
     let tap = cell.network().map(|(name, ..)| name);
     let ended = cell.ended().try_clone().map_err(|e| CellError::Os("cannot watch guests", e))?;
     let writer = channel.try_clone().map_err(|e| CellError::Os("cannot copy a descriptor", e))?;
-    let state =
-        Arc::new(State { cell: Mutex::new(cell), guests: Mutex::default(), channel: Mutex::new(writer) });
+    let state = Arc::new(State {
+        cell: Mutex::new(cell),
+        guests: Mutex::default(),
+        channel: Mutex::new(writer),
+        reporting: AtomicUsize::new(0),
+    });
     state.say(&FromCell::Ready { tap });
     let watcher = Arc::clone(&state);
     std::thread::Builder::new()
@@ -192,14 +199,22 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         // Its supervisor was killed: the next one waits for what this process has. The kernel takes it all at once.
         std::process::exit(0);
     }
-    let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
-    let guests: Vec<_> = guests.values().map(|g| Arc::clone(&g.guest)).collect();
+    let guests: Vec<_> = {
+        let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.values().map(|g| Arc::clone(&g.guest)).collect()
+    };
     guests.iter().for_each(|g| g.ask_to_stop());
     let since = Instant::now();
     while since.elapsed() < GRACE && !guests.iter().all(|g| g.has_ended()) {
         std::thread::sleep(Duration::from_millis(5));
     }
+    // How each ended is said before this process ends, whichever thread says it: the supervisor writes down who is to come back.
+    report(&state);
     state.cell.lock().unwrap_or_else(PoisonError::into_inner).stop();
+    report(&state);
+    while state.reporting.load(Ordering::SeqCst) > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     end
 }
 
@@ -298,6 +313,12 @@ fn announce(state: &State, started: &mut Vec<(u64, Running)>) {
 /// Tells of what guests want, of every guest that has ended, which it forgets, and when guests ran their first instruction. A message for each of those
 /// would cost a wake-up, and nobody waits for it: it is told with the next thing that happens.
 fn report(state: &State) {
+    state.reporting.fetch_add(1, Ordering::SeqCst);
+    tell(state);
+    state.reporting.fetch_sub(1, Ordering::SeqCst);
+}
+
+fn tell(state: &State) {
     let mut guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
     let entered: Vec<_> =
         guests.iter_mut().filter_map(|(id, running)| Some((*id, running.first_entry()?))).collect();
