@@ -220,7 +220,7 @@ impl Supervisor {
         let mut state = self.lock();
         let ids = Self::chosen(&state, filter);
         let mut orders = CellOrders::default();
-        let done = ids.iter().filter(|id| state.act(**id, action, &mut orders).is_ok()).count();
+        let done = ids.iter().filter(|id| state.act(**id, action, &mut orders) == Ok(true)).count();
         let ticket = self.carry_out(&mut state, action, orders);
         (done, ticket)
     }
@@ -592,8 +592,8 @@ impl Supervisor {
 struct CellOrders(BTreeMap<usize, Vec<u64>>);
 
 impl State {
-    /// Does something to a guest, apart from telling its cell.
-    fn act(&mut self, id: u64, action: Action, orders: &mut CellOrders) -> Result<(), Refused> {
+    /// Does something to a guest, apart from telling its cell. Returns whether anything changed: what is so already stays so.
+    fn act(&mut self, id: u64, action: Action, orders: &mut CellOrders) -> Result<bool, Refused> {
         let Some(g) = self.guests.get_mut(&id) else {
             return Err(Refused::NotFound(format!("there is no guest {id}")));
         };
@@ -601,9 +601,7 @@ impl State {
         let mut tell = |g: &Record| orders.0.entry(g.cell).or_default().push(id);
         let state = g.shown();
         match action {
-            Action::Stop | Action::Kill if over => {
-                return Err(Refused::Conflict(format!("guest {id} has ended already")));
-            }
+            Action::Stop | Action::Kill if over => return Ok(false),
             Action::Stop | Action::Kill => {
                 (g.unwanted, g.again) = (true, false);
                 if on_cell {
@@ -620,18 +618,19 @@ impl State {
             }
             Action::Pause | Action::Resume => {
                 let pause = action == Action::Pause;
-                if g.paused != pause {
-                    g.paused = pause;
-                    tell(g);
-                    self.tell_of(if pause { "guest.pause" } else { "guest.resume" }, id, String::new());
+                if g.paused == pause {
+                    return Ok(false);
                 }
+                g.paused = pause;
+                tell(g);
+                self.tell_of(if pause { "guest.pause" } else { "guest.resume" }, id, String::new());
             }
             // It was asked to end, and is to run: again, then.
             Action::Start if g.unwanted && on_cell => g.again = true,
-            Action::Start if over => return self.start_again(id),
-            Action::Start => {}
+            Action::Start if over => self.start_again(id)?,
+            Action::Start => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A guest that has ended stands in line again.
