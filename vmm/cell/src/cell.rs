@@ -480,6 +480,12 @@ impl Cell {
         })
     }
 
+    /// Writes a line of the cell's own to the output of consoles, behind all that guests have written.
+    pub fn write_line(&self, line: &str) {
+        // Like guests' own lines, it is dropped where the output takes nothing.
+        let _ = self.shared.console.put(line.as_bytes());
+    }
+
     /// Cores that wait for a processor, and deadlines.
     #[must_use]
     pub fn waiting(&self) -> (usize, usize) {
@@ -590,6 +596,8 @@ impl Cell {
 
     /// Forgets a guest that has ended, and frees what it held.
     pub fn forget(&self, guest: &Arc<Guest>) {
+        // A last line without an end is a line.
+        guest.console.lock().unwrap_or_else(PoisonError::into_inner).lines.finish(&self.shared.console);
         self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner).retain(|g| !Arc::ptr_eq(g, guest));
     }
 

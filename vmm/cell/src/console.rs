@@ -67,7 +67,7 @@ impl Console {
     }
 
     /// Writes, or keeps what the output does not take. Returns how many bytes were dropped.
-    fn put(&self, bytes: &[u8]) -> usize {
+    pub(crate) fn put(&self, bytes: &[u8]) -> usize {
         let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
         drain(self.fd, &mut backlog);
         let written = if backlog.is_empty() { write_some(self.fd, bytes) } else { 0 };

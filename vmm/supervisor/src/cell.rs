@@ -17,7 +17,7 @@ use foraker_policy::demand::Asked;
 use foraker_publish::{Published, Publisher};
 
 use crate::channel::{CellLoad, Ended, FromCell, Order, Surveyed, ToCell, monotonic_ns, receive, send};
-use crate::logs::mark;
+use crate::logs::{end_mark, mark};
 
 /// Guests that are started before the supervisor hears of them.
 const BATCH: usize = 32;
@@ -339,7 +339,10 @@ fn tell(state: &State) {
             _ => None,
         };
         // Its ports, its memory and its machine are given back before the supervisor hears of it, and counts on them.
-        state.cell.lock().unwrap_or_else(PoisonError::into_inner).forget(&guest);
+        let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        cell.forget(&guest);
+        cell.write_line(&end_mark(id));
+        drop(cell);
         drop((published, guest));
         state.say(&FromCell::Ended { id, end, fault });
     }

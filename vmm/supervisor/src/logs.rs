@@ -6,7 +6,7 @@
 //!
 //! The logs are one SQLite file: ten thousand files that are written a line at a time cost more, and a descriptor each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,8 @@ use crate::store::{StoreError, prepare};
 pub const DEFAULT_SIZE: u64 = 1 << 20;
 /// How long what was written may wait until it is kept.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How long the last lines of a guest may take to come after its end was heard of; they come another way.
+const LAST_LINE: Duration = Duration::from_secs(1);
 /// How much may wait for that, bytes.
 const MOST_PENDING: usize = 4 << 20;
 /// How much is read from a cell at a time, bytes.
@@ -66,6 +68,10 @@ struct Keeper {
     /// Bytes kept of each log, their rows' costs included.
     kept: HashMap<u64, u64>,
     followers: HashMap<u64, Vec<mpsc::Sender<Vec<u8>>>>,
+    /// Guests whose last line has come, and that the supervisor has not spoken of yet.
+    at_end: HashSet<u64>,
+    /// Guests that do not come back, as the supervisor says, and whose last line may still come: until then.
+    closing: HashMap<u64, Instant>,
 }
 
 impl Logs {
@@ -86,7 +92,17 @@ impl Logs {
             kept.iter().map(|(id, k)| (*id, k.0)).collect(),
             kept.iter().map(|(id, k)| (*id, k.1)).collect(),
         );
-        let mut keeper = Keeper { database, size, pending, pending_bytes: 0, written, kept, followers };
+        let mut keeper = Keeper {
+            database,
+            size,
+            pending,
+            pending_bytes: 0,
+            written,
+            kept,
+            followers,
+            at_end: HashSet::new(),
+            closing: HashMap::new(),
+        };
         let (lines, from) = sync_channel(BATCHES);
         let (messages, asked) = channel();
         std::thread::Builder::new()
@@ -116,10 +132,17 @@ impl Logs {
             let mut lines: Lines = Vec::new();
             let mut count = 0;
             for line in rest.get(..whole).unwrap_or_default().split_inclusive(|b| *b == b'\n') {
+                if let Some(id) = ended(line) {
+                    // No text at all stands for the end.
+                    lines.push((id, Vec::new()));
+                    continue;
+                }
                 let Some((id, text)) = marked(line) else { continue };
                 count += 1;
                 match lines.last_mut() {
-                    Some((last, so_far)) if *last == id => so_far.extend_from_slice(text),
+                    Some((last, so_far)) if *last == id && !so_far.is_empty() => {
+                        so_far.extend_from_slice(text)
+                    }
                     _ => lines.push((id, text.to_vec())),
                 }
             }
@@ -179,6 +202,16 @@ pub(crate) fn mark(id: u64) -> String {
     format!("{id} ")
 }
 
+/// What a cell writes behind the last line of a guest that has ended.
+pub(crate) fn end_mark(id: u64) -> String {
+    format!("{id}\n")
+}
+
+/// The guest that has ended, if a line says that.
+fn ended(line: &[u8]) -> Option<u64> {
+    std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?.parse().ok()
+}
+
 /// Takes a line's mark from it.
 fn marked(line: &[u8]) -> Option<(u64, &[u8])> {
     let space = line.iter().take(21).position(|b| *b == b' ')?;
@@ -204,7 +237,8 @@ impl Keeper {
         static COMPLAINED: OnceLock<()> = OnceLock::new();
         let mut flush_at: Option<Instant> = None;
         loop {
-            let wait = flush_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let next = flush_at.into_iter().chain(self.closing.values().copied()).min();
+            let wait = next.map(|at| at.saturating_duration_since(Instant::now()));
             let got = match wait {
                 Some(wait) => lines.recv_timeout(wait),
                 None => lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -224,6 +258,11 @@ impl Keeper {
             while let Ok(message) = messages.try_recv() {
                 self.answer(message);
             }
+            let now = Instant::now();
+            let late: Vec<u64> = self.closing.extract_if(|_, at| *at <= now).map(|(id, _)| id).collect();
+            for id in late {
+                self.followers.remove(&id);
+            }
             let due = flush_at.is_some_and(|at| at <= Instant::now());
             if due || self.pending_bytes > MOST_PENDING {
                 if let Err(e) = self.flush() {
@@ -241,6 +280,15 @@ impl Keeper {
 
     fn take(&mut self, lines: Lines) {
         for (id, text) in lines {
+            if text.is_empty() {
+                if self.closing.remove(&id).is_some() {
+                    self.followers.remove(&id);
+                } else {
+                    self.at_end.insert(id);
+                }
+                continue;
+            }
+            self.at_end.remove(&id);
             if let Some(followers) = self.followers.get_mut(&id) {
                 // Who does not keep up loses a part, as with any terminal; who has gone is forgotten.
                 followers.retain(|to| {
@@ -285,7 +333,11 @@ impl Keeper {
                 }
             }
             Message::Ended(id) => {
-                self.followers.remove(&id);
+                if self.at_end.remove(&id) {
+                    self.followers.remove(&id);
+                } else if self.followers.contains_key(&id) {
+                    self.closing.insert(id, Instant::now() + LAST_LINE);
+                }
             }
         }
     }
@@ -299,6 +351,8 @@ impl Keeper {
             }
             self.followers.remove(id);
             self.written.remove(id);
+            self.at_end.remove(id);
+            self.closing.remove(id);
             if self.kept.remove(id).is_some() {
                 delete.execute([id.cast_signed()])?;
             }
@@ -438,7 +492,13 @@ mod tests {
         assert_eq!(run(follower.recv()).unwrap(), b"before\n");
         logs.hear(&b"2 other\n1 after\n"[..], |_| true);
         assert_eq!(run(follower.recv()).unwrap(), b"after\n");
+        // The last line comes another way than the news of the end.
         logs.ended(1);
+        logs.hear(&b"1 last\n1\n"[..], |_| true);
+        assert_eq!(run(follower.recv()).unwrap(), b"last\n");
         assert_eq!(run(follower.recv()), None);
+        let mut late = logs.follow(1, 0);
+        logs.ended(1);
+        assert_eq!(run(late.recv()), None);
     }
 }
