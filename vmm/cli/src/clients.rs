@@ -125,12 +125,15 @@ fn in_the_foreground(mut client: Client, socket: &Socket, id: u64) -> anyhow::Re
         State::Faulted => {
             let fault = client.guest(&id).ok().and_then(|detail| detail.fault);
             let text = fault.map_or(guest.reason.unwrap_or_default(), |fault| fault.text());
-            eprintln!("vmm: guest {name} faulted: {text}");
+            // Functions are called as the image says.
+            let lines: Vec<_> = text.lines().map(crate::format::inert).collect();
+            eprintln!("vmm: guest {name} faulted: {}", lines.join("\n"));
             STATUS_FAULT
         }
         State::Refused => bail!("{}", guest.reason.unwrap_or_default()),
         _ => {
-            eprintln!("vmm: guest {name} was ended: {}", guest.reason.unwrap_or_default());
+            let why = crate::format::inert(&guest.reason.unwrap_or_default());
+            eprintln!("vmm: guest {name} was ended: {why}");
             STATUS_ENDED
         }
     })

@@ -1,10 +1,11 @@
 //! The supervisor: its cells' processes, its threads, and what clients can ask of it. What it knows is in `supervisor/state.rs`, what it does for
-//! clients in `supervisor/requests.rs`, and what it does with what an earlier one has left in `supervisor/restore.rs`.
+//! clients in `supervisor/requests.rs` and `supervisor/collections.rs`, and what it does with what an earlier one has left in `supervisor/restore.rs`.
 //!
 //! Threads: for each cell one that reads what it says (and starts it again when it dies), one that writes to it and one that reads its console, so that nobody waits
 //! for a slow cell with the state locked; one for what waits for its time; one for the registry, one for logs.
 
 mod apply;
+mod collections;
 mod requests;
 mod restore;
 mod state;
@@ -21,6 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use foraker_api::Counters;
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -248,6 +250,13 @@ impl Supervisor {
         self.lock().guests.get(&id).is_some_and(|g| g.cell == cell)
     }
 
+    /// The counters of a cell's own guests, and the sum of them, which has no guest's id: a cell speaks for nobody else.
+    fn own(&self, cell: usize, mut counters: Vec<Counters>) -> Vec<Counters> {
+        let state = self.lock();
+        counters.retain(|c| c.id == 0 || state.guests.get(&c.id).is_some_and(|g| g.cell == cell));
+        counters
+    }
+
     /// Hears what a cell says until its process has ended.
     fn follow(&self, number: usize, mut child: Child, mut from: UnixStream) {
         loop {
@@ -258,6 +267,7 @@ impl Supervisor {
                     }
                 }
                 Ok(Some(FromCell::Survey { number: survey, guests, load })) => {
+                    let guests = self.own(number, guests);
                     self.0.surveys.answered(survey, number, guests, load);
                 }
                 Ok(Some(message)) => {
