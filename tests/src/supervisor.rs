@@ -96,7 +96,7 @@ pub fn serve(socket: &Path, cells: usize, subnet: &str, options: &[&str]) -> Run
 }
 
 /// Verbs of two words begin with one of these.
-const NOUNS: [&str; 4] = ["owner", "network", "image", "system"];
+const NOUNS: [&str; 5] = ["gatekeeper", "owner", "network", "image", "system"];
 
 /// Runs a client's command.
 #[must_use]

@@ -120,3 +120,40 @@ fn what_a_guest_has_lent_comes_back_when_it_asks() {
     assert!(!printed.lines().any(|l| l.contains("reads ") && !l.ends_with("reads 0")), "{printed}");
     assert_eq!(serve.stop().status, 0);
 }
+
+#[test]
+fn what_is_settled_for_all_outlives_the_supervisor_and_its_command_line() {
+    let serve = Serve::start_with("settled", 2, "10.212", &["--max-guests", "9"]);
+    let shown = |serve: &Serve| {
+        let shown = serve.ask(&["gatekeeper", "show"]);
+        serde_json::from_str::<serde_json::Value>(&shown.stdout).unwrap_or_else(|e| panic!("{e}: {shown}"))
+    };
+    assert_eq!(shown(&serve)["settings"]["budget"]["guests"], 9);
+    let set = serve.ask(&["gatekeeper", "set", "--max-guests", "1", "--max-waiting", "3"]);
+    assert_eq!(set.status, 0, "{set}");
+    // A cell for the bank alone: settled as long as one is empty.
+    let given = serve.ask(&["owner", "set", "bank", "--cells", "1"]);
+    assert_eq!(given.status, 0, "{given}");
+    let refused = serve.ask(&["owner", "set", "shop", "--cells", "1"]);
+    assert!(refused.status == 125 && refused.stderr.lines().count() == 1, "{refused}");
+    assert!(refused.stderr.contains("start the supervisor with more --cells"), "{refused}");
+    assert_eq!(run(&serve, &["--owner", "bank", "--restart", "always"]).status, 0);
+    becomes(&serve, 1, "running");
+    assert_eq!(run(&serve, &["--no-wait"]).status, 0);
+    becomes(&serve, 2, "waiting");
+
+    let serve = serve.killed_and_started_again();
+    let kept = shown(&serve);
+    assert_eq!((&kept["settings"]["budget"]["guests"], &kept["settled"]), (&1.into(), &true.into()));
+    assert_eq!(kept["settings"]["most_waiting"], 3);
+    let owners = || serve.ask(&["system", "cells", "--format", "{{owner}}"]).stdout;
+    assert_eq!(owners().lines().filter(|line| *line == "bank").count(), 1, "{}", owners());
+    becomes(&serve, 1, "running");
+    assert_eq!(phase(&serve, 2), "waiting");
+    assert_eq!(serve.ask(&["gatekeeper", "reset"]).status, 0);
+    becomes(&serve, 2, "running");
+    let guests = serve.guests();
+    assert_ne!(guests[0].cell, guests[1].cell, "they are in two processes");
+    assert_eq!(shown(&serve)["settled"], false);
+    assert_eq!(serve.stop().status, 0);
+}

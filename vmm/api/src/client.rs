@@ -1,8 +1,8 @@
-//! Asks a daemon, over its Unix socket. Calls return when the answer is there: whoever asks has nothing else to do meanwhile.
+//! Asks a daemon, over its Unix socket or from another machine. Calls return when the answer is there: whoever asks has nothing else to do meanwhile.
 
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -13,9 +13,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
+use crate::endpoint::Endpoint;
 use crate::guest::{Action, Bulk, Create, Created, Done, Filter, Guest, GuestDetail};
 use crate::image::Image;
 use crate::page::Page;
@@ -31,13 +31,10 @@ const MOST_ANSWER: usize = 1 << 30;
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error(
-        "no supervisor answers on {}: start one with `vmm serve`, or name its --socket ({source})",
-        path.display()
-    )]
+    #[error("{}", unreachable(at, source))]
     Unreachable {
         /// Where.
-        path: PathBuf,
+        at: Endpoint,
         /// Why.
         source: io::Error,
     },
@@ -63,6 +60,17 @@ impl ClientError {
     }
 }
 
+/// What to do depends on where one was to be.
+fn unreachable(at: &Endpoint, source: &io::Error) -> String {
+    let advice = match at {
+        Endpoint::Socket(_) => "start one with `vmm serve`, or name its --socket",
+        Endpoint::Remote(_) => {
+            "it has to be one with --listen, and both ends' certificates have to be of the other's ca.pem"
+        }
+    };
+    format!("no supervisor answers on {at}: {advice} ({source})")
+}
+
 fn broken(e: impl std::fmt::Display) -> ClientError {
     ClientError::Broken(e.to_string())
 }
@@ -71,7 +79,7 @@ fn broken(e: impl std::fmt::Display) -> ClientError {
 #[derive(Debug)]
 pub struct Client {
     runtime: Runtime,
-    path: PathBuf,
+    at: Endpoint,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -98,28 +106,36 @@ pub fn query(path: &str, parts: &[(&str, Option<String>)]) -> String {
 }
 
 impl Client {
-    /// Connects.
+    /// Connects to a daemon on this machine.
     ///
     /// # Errors
     /// Nobody listens.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let unreachable = |source| ClientError::Unreachable { path: path.to_path_buf(), source };
+        Client::connect_to(&Endpoint::Socket(path.to_path_buf()))
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens, or it is somebody else.
+    pub fn connect_to(at: &Endpoint) -> Result<Client, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { at: at.clone(), source };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unreachable)?;
-        let mut client = Client { runtime, path: path.to_path_buf(), sender: None };
+        let mut client = Client { runtime, at: at.clone(), sender: None };
         client.open()?;
         Ok(client)
     }
 
     fn open(&mut self) -> Result<(), ClientError> {
         let opened = self.runtime.block_on(async {
-            let stream = UnixStream::connect(&self.path).await?;
+            let stream = self.at.open().await?;
             let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
             // Ends with the connection; its errors are those of the requests on it.
             tokio::spawn(async move { drop(connection.await) });
             Ok(sender)
         });
-        let unreachable = |source| ClientError::Unreachable { path: self.path.clone(), source };
+        let unreachable = |source| ClientError::Unreachable { at: self.at.clone(), source };
         self.sender = Some(opened.map_err(unreachable)?);
         Ok(())
     }
@@ -137,7 +153,7 @@ impl Client {
         if !usable {
             self.open()?;
         }
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.at.host());
         let body = match body {
             Some((kind, bytes)) => {
                 request = request.header(header::CONTENT_TYPE, kind);

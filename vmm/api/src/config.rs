@@ -8,11 +8,15 @@ use utoipa::ToSchema;
 use crate::guest::GuestSpec;
 use crate::network::NetworkSettings;
 use crate::owner::OwnerSettings;
+use crate::system::GatekeeperSettings;
 
 /// The configuration of a daemon: what is read back from one can be applied to it, or to another one that has the images.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Configuration {
+    /// What the gatekeeper gives, if that was settled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gatekeeper: Option<GatekeeperSettings>,
     /// Owners by name.
     pub owners: BTreeMap<String, OwnerSettings>,
     /// Networks by name.
@@ -40,6 +44,8 @@ fn one() -> u64 {
 /// What was done to make the configuration true.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Applied {
+    /// What the gatekeeper gives was settled.
+    pub gatekeeper: bool,
     /// Owners settled.
     pub owners: usize,
     /// Networks made.

@@ -8,11 +8,12 @@
 //! - [`config`]: everything that is settled, to be read back and applied again.
 //! - [`problem`]: what an error says (RFC 9457).
 //! - [`units`]: amounts as people write them.
-//! - [`client`]: asks a daemon.
+//! - [`client`]: asks a daemon; [`endpoint`]: where that is; [`tls`]: how it is known from afar.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod client;
 pub mod config;
+pub mod endpoint;
 pub mod event;
 pub mod guest;
 pub mod image;
@@ -21,10 +22,12 @@ pub mod owner;
 pub mod page;
 pub mod problem;
 pub mod system;
+pub mod tls;
 pub mod units;
 
 pub use client::{Client, ClientError};
 pub use config::Configuration;
+pub use endpoint::{Endpoint, Remote};
 pub use event::Event;
 pub use guest::{
     Action, Counters, Create, Created, Filter, Grain, Guest, GuestDetail, GuestSpec, NetworkOptions, Port,
@@ -35,4 +38,4 @@ pub use network::Network;
 pub use owner::{Amounts, Owner, OwnerSettings};
 pub use page::Page;
 pub use problem::Problem;
-pub use system::{Cell, Gatekeeper, Health, Version};
+pub use system::{Cell, Gatekeeper, GatekeeperSettings, Health, Version};

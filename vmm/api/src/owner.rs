@@ -54,11 +54,20 @@ pub struct OwnerSettings {
     pub most: Amounts,
     /// What is kept for it, and lent to others while it is unused.
     pub provision: Amounts,
+    /// Cells that run its guests and no others: a process apart, should a guest ever break out of its machine. 0: its guests share cells with those of
+    /// other owners.
+    #[schema(maximum = 100)]
+    pub cells: u8,
 }
 
 impl Default for OwnerSettings {
     fn default() -> Self {
-        OwnerSettings { weight: NonZeroU32::MIN, most: Amounts::default(), provision: Amounts::default() }
+        OwnerSettings {
+            weight: NonZeroU32::MIN,
+            most: Amounts::default(),
+            provision: Amounts::default(),
+            cells: 0,
+        }
     }
 }
 

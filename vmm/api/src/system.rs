@@ -57,19 +57,32 @@ pub enum Discipline {
     FirstCome,
 }
 
+/// What the gatekeeper gives, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GatekeeperSettings {
+    /// What all guests may have together; no bound where nothing is said. Machines are never more than the cells hold.
+    #[serde(default)]
+    pub budget: Amounts,
+    /// Most guests in line; half of them of one owner.
+    #[schema(minimum = 0, maximum = 4_294_967_295_u64)]
+    pub most_waiting: u32,
+    /// Who is admitted next.
+    #[serde(default)]
+    pub discipline: Discipline,
+}
+
 /// Admission: what there is to give, what is given, and who waits.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Gatekeeper {
-    /// What all guests may have together.
-    pub budget: Amounts,
-    /// What they have.
+    /// What is settled.
+    pub settings: GatekeeperSettings,
+    /// It was settled by a client, and does not follow the daemon's command line.
+    pub settled: bool,
+    /// What guests have.
     pub has: Amounts,
     /// Guests in line.
     pub waiting: usize,
-    /// Most guests in line.
-    pub most_waiting: usize,
-    /// Who is admitted next.
-    pub discipline: Discipline,
     /// Guests by where they are in their lives.
     pub states: BTreeMap<String, usize>,
     /// Requests refused since the daemon started.

@@ -11,9 +11,11 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::units;
 use clients::{
-    Act, Apply, Events, Guests, Image, List, Logs, Network, One, Owner, Ps, Rm, Run, Stats, System, Top,
+    Act, Apply, Events, Gatekeeper, Guests, Image, List, Logs, Network, One, Owner, Ps, Rm, Run, Stats,
+    System, Top,
 };
-use foraker_api::{GuestSpec, NetworkOptions, Port, ProcessorOptions};
+use foraker_api::system::Discipline;
+use foraker_api::{Endpoint, GuestSpec, NetworkOptions, Port, ProcessorOptions, Remote};
 
 /// An isolation kernel: every network service in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -80,6 +82,9 @@ pub(crate) enum Command {
     /// Settle what owners may have, and list them.
     #[command(subcommand)]
     Owner(Owner),
+    /// Settle what all guests may have together.
+    #[command(subcommand)]
+    Gatekeeper(Gatekeeper),
     /// Make networks, and list them.
     #[command(subcommand)]
     Network(Network),
@@ -144,7 +149,13 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "SIZE", value_parser = units::size, default_value_t = foraker_supervisor::DEFAULT_LOG_SIZE)]
     pub(crate) log_size: u64,
     #[command(flatten)]
-    pub(crate) socket: Socket,
+    pub(crate) socket: Listening,
+    /// Serve also clients on other machines, on this address; they and the supervisor show each other certificates
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "tls")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Folder of the supervisor's certificate cert.pem, its key key.pem and its clients' authorities ca.pem
+    #[arg(long, value_name = "FOLDER", requires = "listen")]
+    pub(crate) tls: Option<PathBuf>,
     /// Serve a live page on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) ui: Option<SocketAddr>,
@@ -189,15 +200,24 @@ pub(crate) enum AdmissionOrder {
     FirstCome,
 }
 
-/// Where the supervisor listens.
+impl AdmissionOrder {
+    pub(crate) fn discipline(self) -> Discipline {
+        match self {
+            AdmissionOrder::Fair => Discipline::Fair,
+            AdmissionOrder::FirstCome => Discipline::FirstCome,
+        }
+    }
+}
+
+/// Where a supervisor listens.
 #[derive(Debug, Args)]
-pub(crate) struct Socket {
+pub(crate) struct Listening {
     /// Socket of the supervisor [default: /run/vmm.sock, or vmm.sock in $XDG_RUNTIME_DIR]
     #[arg(long = "socket", value_name = "PATH")]
     path: Option<PathBuf>,
 }
 
-impl Socket {
+impl Listening {
     /// The path asked for, or the usual one.
     pub(crate) fn path(&self) -> PathBuf {
         // SAFETY: a system call without arguments that cannot fail.
@@ -207,6 +227,32 @@ impl Socket {
             own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join("vmm.sock")
         };
         self.path.clone().unwrap_or_else(usual)
+    }
+}
+
+/// Which supervisor to ask.
+#[derive(Debug, Args)]
+pub(crate) struct Socket {
+    #[command(flatten)]
+    here: Listening,
+    /// Ask a supervisor on another machine, which was started with --listen
+    #[arg(long, value_name = "HOST:PORT", env = "FORAKER_HOST", requires = "tls", hide_short_help = true)]
+    host: Option<String>,
+    /// Folder of the own certificate cert.pem, its key key.pem and the supervisor's authority ca.pem
+    #[arg(long, value_name = "FOLDER", env = "FORAKER_TLS", hide_short_help = true)]
+    tls: Option<PathBuf>,
+}
+
+impl Socket {
+    /// Where it is.
+    pub(crate) fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        match (&self.host, &self.tls) {
+            // Asked for by name, it goes before what the environment says.
+            (Some(host), Some(folder)) if self.here.path.is_none() => {
+                Remote::new(host, folder).map(Endpoint::Remote).map_err(anyhow::Error::msg)
+            }
+            _ => Ok(Endpoint::Socket(self.here.path())),
+        }
     }
 }
 

@@ -8,12 +8,15 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use foraker_api::guest::Bulk;
 use foraker_api::network::NetworkSettings;
-use foraker_api::{Action, Amounts, Client, Create, Filter, Guest, GuestSpec, OwnerSettings, State};
+use foraker_api::{
+    Action, Amounts, Client, Create, Endpoint, Filter, GatekeeperSettings, Guest, GuestSpec, OwnerSettings,
+    State,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::args::Socket;
-use crate::args::clients::{Act, Image, Network, Owner, OwnerSet, Rm, Run, map};
+use crate::args::clients::{Act, Gatekeeper, Image, Network, Owner, OwnerSet, Rm, Run, map};
+use crate::args::{AdmissionOrder, Socket};
 use crate::signals::Signals;
 
 /// How long `vmm run --detach` waits until its guests run, seconds.
@@ -27,7 +30,7 @@ const STATUS_FORCED: i32 = 130;
 
 /// Connects to the supervisor.
 pub(crate) fn connect(socket: &Socket) -> anyhow::Result<Client> {
-    Ok(Client::connect(&socket.path())?)
+    Ok(Client::connect_to(&socket.endpoint()?)?)
 }
 
 /// The image that a command line means: a file is handed over to the supervisor, anything else is the name or the digest of one that it has.
@@ -107,10 +110,10 @@ fn show_progress(client: &mut Client, first: u64, last: u64) -> anyhow::Result<u
 /// Follows a guest until it ends. Returns the status that its end asks for.
 fn in_the_foreground(mut client: Client, socket: &Socket, id: u64) -> anyhow::Result<u8> {
     let signals = Signals::take().context("cannot take over signals")?;
-    let path = socket.path();
+    let at = socket.endpoint()?;
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || pass_on(&signals, &path, id))
+        .spawn(move || pass_on(&signals, &at, id))
         .context("cannot start a thread")?;
     let id = id.to_string();
     follow(&mut client, &format!("/guests/{id}/console?bytes={}", 1 << 20))?;
@@ -140,11 +143,11 @@ fn in_the_foreground(mut client: Client, socket: &Socket, id: u64) -> anyhow::Re
 }
 
 /// Asks a guest to end at the first signal, and ends it at the second.
-fn pass_on(signals: &Signals, path: &Path, id: u64) {
+fn pass_on(signals: &Signals, at: &Endpoint, id: u64) {
     let Ok(never) = EventFd::new(0) else { return };
     for action in [Action::Stop, Action::Kill] {
         while !signals.wait(&never, None) {}
-        let asked = Client::connect(path).and_then(|mut client| client.act(&id.to_string(), action));
+        let asked = Client::connect_to(at).and_then(|mut client| client.act(&id.to_string(), action));
         if let Err(e) = asked {
             eprintln!("vmm: {e}");
         }
@@ -262,7 +265,38 @@ fn settings(set: &OwnerSet) -> OwnerSettings {
             cpus: set.provision_cpus.map(u64::from),
             ..Amounts::default()
         },
+        cells: set.cells,
     }
+}
+
+/// `vmm gatekeeper`.
+pub(crate) fn gatekeeper(command: &Gatekeeper) -> anyhow::Result<u8> {
+    const PATH: &str = "/gatekeeper";
+    match command {
+        Gatekeeper::Show { socket } => {
+            let shown: foraker_api::Gatekeeper = connect(socket)?.get(PATH)?;
+            println!("{}", serde_json::to_string_pretty(&shown)?);
+        }
+        Gatekeeper::Set(set) => {
+            let mut client = connect(&set.socket)?;
+            let now = client.get::<foraker_api::Gatekeeper>(PATH)?.settings;
+            let budget = Amounts {
+                memory: set.memory.or(now.budget.memory),
+                cpus: set.cpus.map(u64::from).or(now.budget.cpus),
+                bandwidth: set.bandwidth.or(now.budget.bandwidth),
+                guests: set.max_guests.or(now.budget.guests),
+                machines: now.budget.machines,
+            };
+            let settings = GatekeeperSettings {
+                budget,
+                most_waiting: set.max_waiting.unwrap_or(now.most_waiting),
+                discipline: set.admission.map_or(now.discipline, AdmissionOrder::discipline),
+            };
+            client.put::<foraker_api::Gatekeeper>(PATH, &settings)?;
+        }
+        Gatekeeper::Reset { socket } => connect(socket)?.delete(PATH)?,
+    }
+    Ok(0)
 }
 
 /// `vmm network`.

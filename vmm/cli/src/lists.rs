@@ -126,6 +126,10 @@ pub(crate) fn owners(list: &List) -> anyhow::Result<u8> {
             of(o.has.cpus, o.settings.most.cpus, |n| format!("{:.2}", n as f64 / 1000.0))
         }),
         right("BANDWIDTH", |o| of(o.has.bandwidth, o.settings.most.bandwidth, bytes)),
+        right(
+            "CELLS",
+            |o| if o.settings.cells > 0 { o.settings.cells.to_string() } else { "shared".to_owned() },
+        ),
     ];
     print(&list.printed, &owners, |o| o.name.clone(), &columns)?;
     Ok(0)
@@ -213,6 +217,7 @@ pub(crate) fn system(system: &System) -> anyhow::Result<u8> {
                 left("TAP", |c| c.tap.clone().unwrap_or_else(|| "-".to_owned())),
                 right("GUESTS", |c| c.guests.to_string()),
                 right("RESTARTS", |c| c.restarts.to_string()),
+                left("OWNER", |c| c.owner.clone().unwrap_or_else(|| "-".to_owned())),
             ];
             print(&list.printed, &cells, |c| c.number.to_string(), &columns)?;
         }
@@ -239,15 +244,21 @@ fn info(socket: &Socket) -> anyhow::Result<()> {
     let states: Vec<_> =
         gatekeeper.states.iter().filter(|(_, n)| **n > 0).map(|(state, n)| format!("{n} {state}")).collect();
     println!("guests      {}", if states.is_empty() { "none".to_owned() } else { states.join(", ") });
-    println!("memory      {}", of(gatekeeper.has.memory, gatekeeper.budget.memory, bytes));
-    println!("machines    {}", of(gatekeeper.has.machines, gatekeeper.budget.machines, |n| n.to_string()));
+    println!("memory      {}", of(gatekeeper.has.memory, gatekeeper.settings.budget.memory, bytes));
+    println!(
+        "machines    {}",
+        of(gatekeeper.has.machines, gatekeeper.settings.budget.machines, |n| n.to_string())
+    );
     println!("refused     {} requests", gatekeeper.refused);
     Ok(())
 }
 
 /// Says what was done to make a configuration true.
 pub(crate) fn applied(applied: &Applied) {
-    let Applied { owners, networks, created, replaced, unchanged, removed } = applied;
+    let Applied { gatekeeper, owners, networks, created, replaced, unchanged, removed } = applied;
+    if *gatekeeper {
+        println!("the gatekeeper's budget is settled");
+    }
     println!(
         "{created} guests made, {replaced} replaced, {unchanged} unchanged, {removed} removed; {owners} owners and {networks} networks settled"
     );

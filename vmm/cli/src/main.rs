@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         Command::Images(list) => lists::images(&list),
         Command::Image(image) => clients::images(&image),
         Command::Owner(owner) => clients::owners(&owner),
+        Command::Gatekeeper(gatekeeper) => clients::gatekeeper(&gatekeeper),
         Command::Network(network) => clients::networks(&network),
         Command::Apply(apply) => apply::run(&apply),
         Command::System(system) => lists::system(&system),

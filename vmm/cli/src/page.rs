@@ -104,7 +104,7 @@ impl Source for Told {
             },
             Load {
                 queue: queue(gate.waiting),
-                bound: queue(gate.most_waiting),
+                bound: Some(gate.settings.most_waiting.into()),
                 refused: Some(gate.refused),
                 ..Load::default()
             },
@@ -118,7 +118,7 @@ impl Source for Told {
             bytes_out: Some(counters.tx_bytes),
             exits: Some(counters.exits),
             memory: gate.has.memory,
-            memory_budget: gate.budget.memory,
+            memory_budget: gate.settings.budget.memory,
             loads,
         }
     }

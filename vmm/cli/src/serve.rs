@@ -5,13 +5,12 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use foraker_api::Amounts;
-use foraker_api::system::Discipline;
+use foraker_api::{Amounts, GatekeeperSettings};
 use foraker_supervisor::rest::{self, Listener};
-use foraker_supervisor::{Config, Host, Supervisor, cell};
+use foraker_supervisor::{Config, Supervisor, cell};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::args::{AdmissionOrder, CellProcess, Serve};
+use crate::args::{CellProcess, Serve};
 use crate::logger;
 use crate::signals::Signals;
 
@@ -34,6 +33,12 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         None => Listener::bind(&path, serve.socket_mode)
             .with_context(|| format!("cannot listen on {}", path.display()))?,
     };
+    let mut listeners = vec![listener];
+    if let (Some(address), Some(folder)) = (serve.listen, &serve.tls) {
+        let (remote, at) = Listener::remote(address, folder)?;
+        println!("clients from elsewhere are served at {at}");
+        listeners.push(remote);
+    }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let level = serve.log_level.to_possible_value();
     let program = std::env::current_exe().context("cannot find the own program")?;
@@ -45,12 +50,12 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     }
     let state = std::path::absolute(serve.state()).context("cannot find the state directory")?;
     command.extend(["--images".into(), state.join(foraker_supervisor::IMAGES).into()]);
-    let host = host(serve, processors)?;
+    let gatekeeper = gatekeeper(serve, processors)?;
     let config = Config {
         cells: serve.cells.into(),
         command,
         first_subnet: serve.first_subnet,
-        host,
+        gatekeeper,
         state,
         log_size: serve.log_size,
     };
@@ -66,7 +71,7 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     let served = supervisor.clone();
     let clients = std::thread::Builder::new()
         .name("clients".to_owned())
-        .spawn(move || rest::serve(listener, served, async move { drop(until.await) }))
+        .spawn(move || rest::serve(listeners, served, async move { drop(until.await) }))
         .context("cannot start a thread")?;
     let never = EventFd::new(0).context("cannot make an event")?;
     while !signals.wait(&never, None) {}
@@ -84,7 +89,7 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
 }
 
 /// What guests may have: as the command line says, or what there is.
-fn host(serve: &Serve, processors: usize) -> anyhow::Result<Host> {
+fn gatekeeper(serve: &Serve, processors: usize) -> anyhow::Result<GatekeeperSettings> {
     let memory = match serve.memory {
         Some(memory) => memory,
         None => memory_for_guests().context("cannot find out how much memory there is: give --memory")?,
@@ -98,11 +103,11 @@ fn host(serve: &Serve, processors: usize) -> anyhow::Result<Host> {
         bandwidth: serve.bandwidth,
         guests: serve.max_guests.or(machines),
     };
-    let discipline = match serve.admission {
-        AdmissionOrder::Fair => Discipline::Fair,
-        AdmissionOrder::FirstCome => Discipline::FirstCome,
-    };
-    Ok(Host { budget, waiting: serve.max_waiting as usize, discipline })
+    Ok(GatekeeperSettings {
+        budget,
+        most_waiting: serve.max_waiting,
+        discipline: serve.admission.discipline(),
+    })
 }
 
 /// The host's memory without an eighth of it, which is for the host itself, its page cache and the cells' own.

@@ -202,7 +202,7 @@ impl Screen {
                 "use       {:.2} processors   {} resident   {} allocated   {} cells",
                 sum(|u| u.cpu) / 100.0,
                 bytes(sum(|u| u.resident as f64) as u64),
-                amount(g.has.memory, g.budget.memory),
+                amount(g.has.memory, g.settings.budget.memory),
                 self.cells
             )),
             Line::raw(format!(

@@ -23,13 +23,14 @@ impl Load {
 pub const MOST_GUESTS: usize = 1024;
 
 /// The cell for a guest: the one with the fewest guests, and among those the one with the least memory given. Each guest costs its cell more than
-/// its memory does, because every machine of a process hears of every change of its memory map. None when every cell is full or dead.
+/// its memory does, because every machine of a process hears of every change of its memory map. Only those that `may` be are looked at. None when every one of
+/// them is full or dead.
 #[must_use]
-pub fn place(cells: &[Load]) -> Option<usize> {
+pub fn place(cells: &[Load], may: impl Fn(usize) -> bool) -> Option<usize> {
     cells
         .iter()
         .enumerate()
-        .filter(|(_, c)| c.has_room())
+        .filter(|(i, c)| c.has_room() && may(*i))
         .min_by_key(|(_, c)| (c.guests, c.memory))
         .map(|(i, _)| i)
 }
@@ -39,13 +40,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn any(_: usize) -> bool {
+        true
+    }
+
+    #[test]
+    fn nobody_is_placed_where_it_may_not_be() {
+        let load = |guests| Load { alive: true, guests, memory: 0 };
+        assert_eq!(place(&[load(1), load(2), load(3)], |i| i > 0), Some(1));
+        assert_eq!(place(&[load(1)], |_| false), None);
+    }
+
     #[test]
     fn nobody_is_placed_on_the_dead_or_the_full() {
         let full = Load { alive: true, guests: MOST_GUESTS, memory: 0 };
         let dead = Load::default();
-        assert_eq!(place(&[full, dead]), None);
-        assert_eq!(place(&[full, dead, Load { alive: true, guests: 7, memory: 9 }]), Some(2));
-        assert_eq!(place(&[]), None);
+        assert_eq!(place(&[full, dead], any), None);
+        assert_eq!(place(&[full, dead, Load { alive: true, guests: 7, memory: 9 }], any), Some(2));
+        assert_eq!(place(&[], any), None);
     }
 
     proptest! {
@@ -53,7 +65,7 @@ mod tests {
         fn guests_are_spread_evenly(cells in 1usize..12, guests in 0usize..2000, memory in 1u64..1 << 30) {
             let mut loads = vec![Load { alive: true, ..Load::default() }; cells];
             for _ in 0..guests.min(cells * MOST_GUESTS) {
-                let at = place(&loads).expect("room");
+                let at = place(&loads, any).expect("room");
                 loads[at].guests += 1;
                 loads[at].memory += memory;
             }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use foraker_api::owner::{LONGEST_NAME, is_name};
 use foraker_api::system::Discipline as Wanted;
-use foraker_api::{Amounts, Owner, OwnerSettings};
+use foraker_api::{Amounts, GatekeeperSettings, Owner, OwnerSettings};
 use foraker_policy::gatekeeper::{
     BadSettings, Budget, Decision, Discipline, Gatekeeper, Limits, OwnerId, Refusal, Request, Resources,
     Settings,
 };
+use foraker_policy::placement::MOST_GUESTS;
 use thiserror::Error;
 
 use crate::channel::Order;
@@ -29,15 +30,17 @@ fn amounts(budget: Budget) -> Amounts {
     Amounts { memory, machines, cpus: cpu, bandwidth, guests }
 }
 
-/// What the supervisor has to give, and to whom.
-#[derive(Clone, Copy, Debug)]
-pub struct Host {
-    /// What all guests may have together.
-    pub budget: Amounts,
-    /// Most guests that wait; half of them of one owner.
-    pub waiting: usize,
-    /// Who is admitted next.
-    pub discipline: Wanted,
+fn limits(settings: &GatekeeperSettings) -> Limits {
+    let waiting = usize::try_from(settings.most_waiting).unwrap_or(usize::MAX);
+    Limits {
+        host: budget(settings.budget),
+        waiting,
+        waiting_each: waiting.div_ceil(2),
+        discipline: match settings.discipline {
+            Wanted::Fair => Discipline::Fair,
+            Wanted::FirstCome => Discipline::FirstCome,
+        },
+    }
 }
 
 /// Why a request is refused.
@@ -57,6 +60,9 @@ pub enum NotTaken {
         /// Why.
         refusal: Refusal,
     },
+    /// What is provisioned already is more.
+    #[error("the budget cannot be so small: {0}")]
+    Host(BadSettings),
     /// The settings contradict each other or the host.
     #[error("owner {owner}: {why}")]
     Settings {
@@ -71,34 +77,39 @@ pub enum NotTaken {
 #[derive(Debug)]
 pub(crate) struct Admission {
     gate: Gatekeeper,
-    owners: BTreeMap<String, OwnerId>,
+    settings: GatekeeperSettings,
+    owners: BTreeMap<String, (OwnerId, OwnerSettings)>,
     names: BTreeMap<OwnerId, String>,
     /// Of owners that were removed: the next ones have them.
     free: Vec<OwnerId>,
 }
 
 impl Admission {
-    pub(crate) fn new(host: &Host) -> Admission {
-        let limits = Limits {
-            host: budget(host.budget),
-            waiting: host.waiting,
-            waiting_each: host.waiting.div_ceil(2),
-            discipline: match host.discipline {
-                Wanted::Fair => Discipline::Fair,
-                Wanted::FirstCome => Discipline::FirstCome,
-            },
-        };
+    pub(crate) fn new(settings: GatekeeperSettings) -> Admission {
         Admission {
-            gate: Gatekeeper::new(&limits),
+            gate: Gatekeeper::new(&limits(&settings)),
+            settings,
             owners: BTreeMap::new(),
             names: BTreeMap::new(),
             free: Vec::new(),
         }
     }
 
+    /// What is settled for all guests together.
+    pub(crate) fn settings(&self) -> GatekeeperSettings {
+        self.settings
+    }
+
+    /// Settles that. Returns waiting guests that now can never be admitted.
+    pub(crate) fn set(&mut self, settings: GatekeeperSettings) -> Result<Vec<(u64, Refusal)>, NotTaken> {
+        let refused = self.gate.set_limits(&limits(&settings)).map_err(NotTaken::Host)?;
+        self.settings = settings;
+        Ok(refused)
+    }
+
     /// An owner comes into being when it is first named.
     fn owner(&mut self, name: &str) -> Result<OwnerId, NotTaken> {
-        if let Some(id) = self.owners.get(name) {
+        if let Some((id, _)) = self.owners.get(name) {
             return Ok(*id);
         }
         if !is_name(name) {
@@ -108,7 +119,7 @@ impl Admission {
             return Err(NotTaken::TooManyOwners);
         }
         let id = self.free.pop().unwrap_or_else(|| self.gate.add_owner());
-        self.owners.insert(name.to_owned(), id);
+        self.owners.insert(name.to_owned(), (id, OwnerSettings::default()));
         self.names.insert(id, name.to_owned());
         Ok(id)
     }
@@ -181,18 +192,26 @@ impl Admission {
     ) -> Result<Vec<(u64, Refusal)>, NotTaken> {
         let owner = self.owner(name)?;
         let provision = budget(settings.provision);
-        let settings = Settings {
+        let mut most = settings.most;
+        if settings.cells > 0 {
+            // More than its cells hold would be admitted and have nowhere to go.
+            let room = u64::from(settings.cells) * MOST_GUESTS as u64;
+            most.guests = Some(most.guests.map_or(room, |guests| guests.min(room)));
+        }
+        let guarded = Settings {
             weight: settings.weight,
-            budget: budget(settings.most),
+            budget: budget(most),
             provision: Resources::from_fn(|k| provision[k].unwrap_or(0)),
         };
-        let refused = |why| NotTaken::Settings { owner: name.to_owned(), why };
-        self.gate.set_owner(owner, settings).map_err(refused)
+        let contradiction = |why| NotTaken::Settings { owner: name.to_owned(), why };
+        let refused = self.gate.set_owner(owner, guarded).map_err(contradiction)?;
+        self.owners.insert(name.to_owned(), (owner, *settings));
+        Ok(refused)
     }
 
     /// Removes an owner that has no guests.
     pub(crate) fn forget_owner(&mut self, name: &str) {
-        let Some(id) = self.owners.remove(name) else { return };
+        let Some((id, _)) = self.owners.remove(name) else { return };
         self.names.remove(&id);
         // Whoever comes next begins anew. What everybody has contradicts nothing.
         if self.gate.set_owner(id, Settings::default()).is_ok() {
@@ -210,11 +229,6 @@ impl Admission {
         amounts(Budget::from_fn(|k| Some(self.gate.allocated()[k])))
     }
 
-    /// What all guests may have.
-    pub(crate) fn host(&self) -> Amounts {
-        amounts(self.gate.host())
-    }
-
     /// The name of an owner.
     pub(crate) fn name(&self, owner: OwnerId) -> &str {
         self.names.get(&owner).map_or("?", String::as_str)
@@ -222,16 +236,11 @@ impl Admission {
 
     /// Every owner.
     pub(crate) fn list(&self) -> Vec<Owner> {
-        let listed = |(name, id): (&String, &OwnerId)| {
+        let listed = |(name, (id, settings)): (&String, &(OwnerId, OwnerSettings))| {
             let usage = self.gate.usage(*id);
-            let provision = Budget::from_fn(|k| Some(usage.settings.provision[k]).filter(|p| *p > 0));
             Owner {
                 name: name.clone(),
-                settings: OwnerSettings {
-                    weight: usage.settings.weight,
-                    most: amounts(usage.settings.budget),
-                    provision: amounts(provision),
-                },
+                settings: *settings,
                 has: amounts(Budget::from_fn(|k| Some(usage.allocated[k]))),
                 dominant_share: usage.share.fraction(),
                 waiting: usage.waiting,
@@ -290,9 +299,9 @@ mod tests {
         }
     }
 
-    fn admission(guests: u64, waiting: usize) -> Admission {
+    fn admission(guests: u64, waiting: u32) -> Admission {
         let budget = Amounts { guests: Some(guests), memory: Some(1 << 30), ..Amounts::default() };
-        Admission::new(&Host { budget, waiting, discipline: Wanted::Fair })
+        Admission::new(GatekeeperSettings { budget, most_waiting: waiting, discipline: Wanted::Fair })
     }
 
     #[test]
@@ -320,6 +329,7 @@ mod tests {
             weight: NonZeroU32::MIN,
             most: Amounts { guests: Some(3), ..Amounts::default() },
             provision: Amounts { guests: Some(2), ..Amounts::default() },
+            cells: 0,
         };
         assert_eq!(admission.set_owner("b", &settings), Ok(Vec::new()));
         let theirs = order("b", 1);

@@ -20,6 +20,7 @@
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod admission;
+mod background;
 pub mod cell;
 pub mod channel;
 mod directory;
@@ -37,7 +38,6 @@ mod store;
 pub mod supervisor;
 mod weights;
 
-pub use admission::Host;
 pub use channel::{Ended, Order};
 pub use foraker_policy::placement::MOST_GUESTS;
 pub use images::FOLDER as IMAGES;

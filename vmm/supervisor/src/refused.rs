@@ -25,9 +25,10 @@ impl From<NotTaken> for Refused {
     fn from(why: NotTaken) -> Refused {
         match why {
             NotTaken::BadName(_) => Refused::Invalid(why.to_string()),
-            NotTaken::TooManyOwners | NotTaken::Refused { .. } | NotTaken::Settings { .. } => {
-                Refused::Conflict(why.to_string())
-            }
+            NotTaken::TooManyOwners
+            | NotTaken::Refused { .. }
+            | NotTaken::Host(_)
+            | NotTaken::Settings { .. } => Refused::Conflict(why.to_string()),
         }
     }
 }

@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use foraker_api::{GuestSpec, OwnerSettings};
+use foraker_api::{GatekeeperSettings, GuestSpec, OwnerSettings};
 use rusqlite::{Connection, OptionalExtension, params};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+use crate::background;
 use crate::channel::Ended;
 
 /// The version of the tables.
@@ -43,6 +44,8 @@ CREATE TABLE IF NOT EXISTS images (
     digest TEXT PRIMARY KEY, size INTEGER NOT NULL, created_ms INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS names (name TEXT PRIMARY KEY, digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS cells (number INTEGER PRIMARY KEY, owner TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS gatekeeper (only INTEGER PRIMARY KEY CHECK (only = 0), settings TEXT NOT NULL);
 ";
 
 /// Why the registry cannot be used.
@@ -138,6 +141,10 @@ pub(crate) enum Change {
     ForgetOwner(String),
     Network(String, StoredNetwork),
     ForgetNetwork(String),
+    /// Whose a cell is, if it is somebody's alone.
+    Cell(usize, Option<String>),
+    /// What is settled for all guests together, if it is.
+    Gatekeeper(Option<GatekeeperSettings>),
     Image(StoredImage),
     ForgetImage(String),
     Name(String, String),
@@ -152,6 +159,9 @@ pub(crate) struct Contents {
     pub(crate) networks: BTreeMap<String, StoredNetwork>,
     pub(crate) images: Vec<StoredImage>,
     pub(crate) names: BTreeMap<String, String>,
+    /// Owners of cells.
+    pub(crate) cells: BTreeMap<usize, String>,
+    pub(crate) gatekeeper: Option<GatekeeperSettings>,
     /// The last id of a guest that was ever given.
     pub(crate) last_id: u64,
     /// How many daemons have used it, this one included.
@@ -204,19 +214,20 @@ impl Store {
         prepare(&database).map_err(failed)?;
         let found: i64 =
             database.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
-        match found {
-            0 => {
-                database.execute_batch(TABLES).map_err(failed)?;
-                database.pragma_update(None, "user_version", SCHEMA).map_err(failed)?;
-            }
-            SCHEMA => {}
-            _ => return Err(StoreError::Form { path, found }),
+        if found != 0 && found != SCHEMA {
+            return Err(StoreError::Form { path, found });
         }
+        // One that was written before a table came to be has it from now on.
+        database.execute_batch(TABLES).map_err(failed)?;
+        database.pragma_update(None, "user_version", SCHEMA).map_err(failed)?;
         let contents = read(&mut database).map_err(failed)?;
         let (to, from) = channel();
         let thread = std::thread::Builder::new()
             .name("registry".to_owned())
-            .spawn(move || keep(database, &from))
+            .spawn(move || {
+                background::enter();
+                keep(database, &from);
+            })
             .map_err(|source| StoreError::Directory { path: directory.to_path_buf(), source })?;
         Ok((Store { to: Some(to) }, contents, thread))
     }
@@ -322,6 +333,16 @@ fn read_within(transaction: &Connection) -> rusqlite::Result<Contents> {
         let whole = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
         contents.images.push(StoredImage { digest: row.get(0)?, size: whole(1)?, created_ms: whole(2)? });
     }
+    let mut statement = transaction.prepare("SELECT number, owner FROM cells")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if let Ok(number) = usize::try_from(row.get::<_, i64>(0)?) {
+            contents.cells.insert(number, row.get(1)?);
+        }
+    }
+    let gatekeeper: Option<String> =
+        transaction.query_row("SELECT settings FROM gatekeeper", [], |row| row.get(0)).optional()?;
+    contents.gatekeeper = gatekeeper.map(|text| from_json(&text)).transpose()?;
     let mut statement = transaction.prepare("SELECT name, digest FROM names")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -471,6 +492,23 @@ fn apply(to: &Connection, change: Change) -> rusqlite::Result<()> {
         Change::ForgetNetwork(name) => {
             to.prepare_cached("DELETE FROM networks WHERE name = ?1")?.execute([name])?;
         }
+        Change::Cell(number, owner) => {
+            let number = i64::try_from(number).unwrap_or(i64::MAX);
+            match owner {
+                Some(owner) => to
+                    .prepare_cached("INSERT OR REPLACE INTO cells VALUES (?1, ?2)")?
+                    .execute(params![number, owner])?,
+                None => to.prepare_cached("DELETE FROM cells WHERE number = ?1")?.execute([number])?,
+            };
+        }
+        Change::Gatekeeper(settings) => {
+            match settings {
+                Some(settings) => to
+                    .prepare_cached("INSERT OR REPLACE INTO gatekeeper VALUES (0, ?1)")?
+                    .execute([to_json(&settings)?])?,
+                None => to.prepare_cached("DELETE FROM gatekeeper")?.execute([])?,
+            };
+        }
         Change::Image(image) => {
             to.prepare_cached("INSERT OR REPLACE INTO images VALUES (?1, ?2, ?3)")?.execute(params![
                 image.digest,
@@ -519,6 +557,8 @@ mod tests {
         };
         store.note(vec![Change::Progress(2, ended.clone()), Change::Forget(vec![3])]);
         let owner = StoredOwner { settings: OwnerSettings::default(), network: 3 };
+        let budget = foraker_api::Amounts { memory: Some(1 << 30), ..foraker_api::Amounts::default() };
+        let gatekeeper = GatekeeperSettings { budget, most_waiting: 7, discipline: Default::default() };
         store.note(vec![
             Change::Owner("me".into(), owner.clone()),
             Change::Network("blue".into(), StoredNetwork { owner: "me".into(), number: 4 }),
@@ -527,6 +567,10 @@ mod tests {
             Change::Name("image".into(), "d".into()),
             Change::Name("old".into(), "gone".into()),
             Change::ForgetImage("gone".into()),
+            Change::Cell(3, Some("me".into())),
+            Change::Cell(4, Some("me".into())),
+            Change::Cell(4, None),
+            Change::Gatekeeper(Some(gatekeeper)),
         ]);
         drop(store);
         thread.join().unwrap();
@@ -538,6 +582,8 @@ mod tests {
         assert_eq!(contents.owners["me"], owner);
         assert_eq!(contents.networks["blue"].number, 4);
         assert_eq!(contents.images.len(), 1);
+        assert_eq!(contents.cells, BTreeMap::from([(3, "me".to_owned())]));
+        assert_eq!(contents.gatekeeper, Some(gatekeeper));
         assert_eq!(contents.names.keys().collect::<Vec<_>>(), ["image"]);
         drop(store);
         thread.join().unwrap();

@@ -6,6 +6,7 @@
 
 mod apply;
 mod collections;
+mod own_cells;
 mod requests;
 mod restore;
 mod state;
@@ -22,11 +23,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use foraker_api::Counters;
+use foraker_api::{Counters, GatekeeperSettings};
 use thiserror::Error;
 use tokio::sync::Notify;
 
-use crate::admission::Host;
 use crate::channel::{FromCell, ToCell, receive};
 use crate::directory::Directory;
 use crate::events::Events;
@@ -52,8 +52,8 @@ pub struct Config {
     pub command: Vec<std::ffi::OsString>,
     /// The first cell's subnet of 16 bits; the next ones follow.
     pub first_subnet: Ipv4Addr,
-    /// What guests may have.
-    pub host: Host,
+    /// What guests may have, unless a client has settled that.
+    pub gatekeeper: GatekeeperSettings,
     /// Where what must outlive it is kept.
     pub state: PathBuf,
     /// How much of each guest's log is kept, bytes.

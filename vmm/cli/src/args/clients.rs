@@ -275,6 +275,48 @@ pub(crate) enum Owner {
     },
 }
 
+/// `vmm gatekeeper`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Gatekeeper {
+    /// Print what there is to give, what is given, and who waits, as JSON
+    Show {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Settle what all guests may have together, also for supervisors to come. What is not said stays as it is.
+    Set(GatekeeperSet),
+    /// Have it be again as the command line of `vmm serve` says
+    Reset {
+        #[command(flatten)]
+        socket: Socket,
+    },
+}
+
+/// `vmm gatekeeper set`.
+#[derive(Debug, Args)]
+pub(crate) struct GatekeeperSet {
+    /// Memory for all guests together
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) memory: Option<u64>,
+    /// Processors for all guests whose --cpus are limited
+    #[arg(long, value_name = "N", value_parser = units::permille)]
+    pub(crate) cpus: Option<u32>,
+    /// Bytes per second for all guests with limits, both directions together
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Most guests at a time
+    #[arg(long, value_name = "N")]
+    pub(crate) max_guests: Option<u64>,
+    /// Most guests that wait for room; half of them of one owner
+    #[arg(long, value_name = "N")]
+    pub(crate) max_waiting: Option<u32>,
+    /// Who is admitted next
+    #[arg(long, value_enum)]
+    pub(crate) admission: Option<super::AdmissionOrder>,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
 /// `vmm owner set`.
 #[derive(Debug, Args)]
 pub(crate) struct OwnerSet {
@@ -296,6 +338,9 @@ pub(crate) struct OwnerSet {
     /// Most bytes per second, both directions together [default: no bound]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) max_bandwidth: Option<u64>,
+    /// Cells that run its guests and no others [default: it shares cells with other owners]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) cells: u8,
     /// Memory that is kept for it: lent to others, it comes back when it asks [default: none]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) provision_memory: Option<u64>,

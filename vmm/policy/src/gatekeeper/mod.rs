@@ -1,6 +1,6 @@
 //! The gatekeeper: which guests are admitted, which wait in line, and which are refused.
 //!
-//! - **Budgets** bound what the host and each owner give, of five kinds of resources ([`Kind`]). They are never exceeded.
+//! - **Budgets** bound what the host and each owner give, of five kinds of resources ([`Kind`]). They are never exceeded, but by what guests have already when a budget is lowered.
 //! - **Between owners**, dominant-resource fairness (Ghodsi, Zaharia, Hindman, Konwinski, Shenker, Stoica: "Dominant Resource Fairness",
 //!   NSDI '11): the next is of the owner whose dominant share, divided by its weight, is the least; among equals, whose next request has
 //!   been next for longer.
@@ -168,6 +168,39 @@ impl Gatekeeper {
             self.give_up(id);
         }
         self.owners[owner.0].settings = settings;
+        let refused = self.forget_hopeless(owner);
+        self.index_head(owner);
+        self.index_excess(owner);
+        Ok(refused)
+    }
+
+    /// Settles what is guarded. Guests that have more than there is now keep it until they end, and nobody is admitted until what is left fits. Returns waiting
+    /// guests that now can never be admitted, with the reason; they are forgotten. [`Self::next`] is to be asked afterwards.
+    ///
+    /// # Errors
+    /// More is provisioned than the host would give; nothing is changed.
+    pub fn set_limits(&mut self, limits: &Limits) -> Result<Vec<(u64, Refusal)>, BadSettings> {
+        if let Some((kind, host)) = limits.host.exceeded_by(&self.provisioned) {
+            return Err(BadSettings::BeyondHost { kind, provisions: self.provisioned[kind], host });
+        }
+        while let Some((_, id)) = self.claims.first() {
+            self.give_up(*id);
+        }
+        self.host = limits.host;
+        (self.waiting_most, self.waiting_each) = (limits.waiting, limits.waiting_each);
+        self.discipline = limits.discipline;
+        let mut refused = Vec::new();
+        for owner in (0..self.owners.len()).map(OwnerId) {
+            refused.append(&mut self.forget_hopeless(owner));
+            // Shares are of the host.
+            self.index_head(owner);
+            self.index_excess(owner);
+        }
+        Ok(refused)
+    }
+
+    /// Guests in an owner's line that can never be admitted leave it.
+    fn forget_hopeless(&mut self, owner: OwnerId) -> Vec<(u64, Refusal)> {
         let refused = |place: &Place| {
             let guest = self.guests.get(&place.id)?;
             Some((place.id, self.can_ever_fit(owner, &guest.demand).err()?))
@@ -176,9 +209,7 @@ impl Gatekeeper {
         for (id, _) in &refused {
             self.release(*id);
         }
-        self.index_head(owner);
-        self.index_excess(owner);
-        Ok(refused)
+        refused
     }
 
     /// A guest asks to be admitted: None if it waits. `id` is the caller's number for it. What is decided, if anything, is about this

@@ -544,3 +544,50 @@ fn growth_that_is_given_up_is_its_owners_to_use() {
     assert_eq!(offer(&mut gate, 4, a, needs(0, 6)), Ok(Some(Decision::Reclaim { owner: a, lent: vec![1] })));
     assert_eq!([gate.next(), gate.next()], [resized(1, false), Some(Decision::Admit(3))]);
 }
+
+#[test]
+fn what_is_guarded_may_become_more_or_less() {
+    let mut gate = Gatekeeper::new(&host(10, 10));
+    let (a, b) = (gate.add_owner(), gate.add_owner());
+    run(&mut gate, 1..=5, a, needs(2, 2));
+    for id in [6, 7] {
+        assert_eq!(offer(&mut gate, id, b, needs(id, 1)), Ok(None));
+    }
+    // Less: who runs keeps what it has, and who can never fit now is told.
+    let refused = gate.set_limits(&host(6, 10)).expect("nothing is provisioned");
+    let too_large = Refusal::TooLargeForHost { kind: Kind::Memory, needs: 7, most: 6 };
+    assert_eq!(refused, [(7, too_large)]);
+    assert_eq!((admitted(&mut gate), count(&gate, a)), (vec![], 5));
+    gate.release(1);
+    gate.release(2);
+    assert_eq!(admitted(&mut gate), [], "6 of 6 are taken");
+    // More: who waits is admitted.
+    assert_eq!(gate.set_limits(&host(12, 10)), Ok(Vec::new()));
+    assert_eq!(admitted(&mut gate), [6]);
+    // What is provisioned is there.
+    provide(&mut gate, b, of_memory(9));
+    let beyond = BadSettings::BeyondHost { kind: Kind::Memory, provisions: 9, host: 8 };
+    assert_eq!(gate.set_limits(&host(8, 10)), Err(beyond));
+    assert_eq!(gate.host().memory, Some(12));
+    // The line may be shorter than those in it: they stay, nobody joins them.
+    for id in 20..23 {
+        assert_eq!(offer(&mut gate, id, a, needs(12, 1)), Ok(None));
+    }
+    assert_eq!(gate.set_limits(&Limits { waiting: 2, ..host(12, 10) }), Ok(Vec::new()));
+    assert_eq!(offer(&mut gate, 23, a, needs(12, 1)), Err(Refusal::LineFull(2)));
+}
+
+#[test]
+fn a_claim_is_given_up_when_what_is_guarded_changes() {
+    let mut gate = Gatekeeper::new(&host(10, 10));
+    let (a, b) = (gate.add_owner(), gate.add_owner());
+    provide(&mut gate, b, of_memory(5));
+    run(&mut gate, 1..=2, a, needs(5, 1));
+    let asked = offer(&mut gate, 3, b, needs(5, 1));
+    assert_eq!(asked, Ok(Some(Decision::Reclaim { owner: b, lent: vec![2] })));
+    assert_eq!(gate.set_limits(&host(15, 10)), Ok(Vec::new()));
+    assert_eq!(admitted(&mut gate), [3]);
+    // Whoever was asked back goes all the same.
+    gate.release(2);
+    assert_eq!(gate.allocated().memory, 10);
+}

@@ -114,7 +114,7 @@ fn collect(
         "Requests for guests that were refused.",
         gatekeeper.refused,
     )?;
-    let (has, budget) = (gatekeeper.has, gatekeeper.budget);
+    let (has, budget) = (gatekeeper.has, gatekeeper.settings.budget);
     for (name, help, has, most) in [
         ("memory_bytes", "Memory", has.memory, budget.memory),
         ("machines", "Machines", has.machines, budget.machines),

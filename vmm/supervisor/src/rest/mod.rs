@@ -74,7 +74,7 @@ fn router(supervisor: Supervisor) -> Router {
         .routes(routes!(others::owner, others::set_owner, others::remove_owner))
         .routes(routes!(others::networks))
         .routes(routes!(others::network, others::make_network, others::remove_network))
-        .routes(routes!(others::gatekeeper))
+        .routes(routes!(others::gatekeeper, others::set_gatekeeper, others::reset_gatekeeper))
         .routes(routes!(others::cells))
         .routes(routes!(others::version))
         .routes(routes!(others::health))

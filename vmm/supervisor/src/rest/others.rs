@@ -4,7 +4,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use foraker_api::network::NetworkSettings;
-use foraker_api::{Cell, Gatekeeper, Health, Network, Owner, OwnerSettings, Page, Version};
+use foraker_api::{
+    Cell, Gatekeeper, GatekeeperSettings, Health, Network, Owner, OwnerSettings, Page, Version,
+};
 
 use super::extract::{Named, Query, Told};
 use super::{API_VERSION, Failure, Part, Problems, part, written};
@@ -94,6 +96,23 @@ pub(super) async fn remove_network(
 #[utoipa::path(get, path = "/gatekeeper", tag = "system", responses((status = 200, body = Gatekeeper), Problems))]
 pub(super) async fn gatekeeper(State(supervisor): State<Supervisor>) -> Json<Gatekeeper> {
     Json(supervisor.gatekeeper())
+}
+
+/// Settles what all guests may have together: until something else is settled, also beyond the end of the daemon.
+#[utoipa::path(put, path = "/gatekeeper", tag = "system", request_body = GatekeeperSettings, responses((status = 200, body = Gatekeeper), Problems))]
+pub(super) async fn set_gatekeeper(
+    State(supervisor): State<Supervisor>,
+    Told(settings): Told<GatekeeperSettings>,
+) -> Result<Json<Gatekeeper>, Failure> {
+    written(supervisor.set_gatekeeper(Some(settings))?).await?;
+    Ok(Json(supervisor.gatekeeper()))
+}
+
+/// Has it be again as the daemon's command line says.
+#[utoipa::path(delete, path = "/gatekeeper", tag = "system", responses((status = 204, description = "nothing is settled"), Problems))]
+pub(super) async fn reset_gatekeeper(State(supervisor): State<Supervisor>) -> Result<StatusCode, Failure> {
+    written(supervisor.set_gatekeeper(None)?).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Lists cells, by their numbers.

@@ -1,6 +1,7 @@
 //! Listening, and connections: so many at most, each with its time.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
@@ -9,20 +10,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use foraker_api::tls::{self, TlsError};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use super::router;
+use crate::background;
 use crate::supervisor::Supervisor;
 
 /// Threads that serve clients.
 const THREADS: usize = 2;
-/// Most connections at a time.
+/// Most connections at a time to each socket: who fills one leaves the others as they are.
 const CONNECTIONS: usize = 1024;
+/// How long a client may take to show who it is.
+const INTRODUCTION: Duration = Duration::from_secs(10);
 /// How long the head of a request may take to come, and how long a connection may rest.
 const HEAD: Duration = Duration::from_secs(30);
 /// How long a client may leave what is sent to it unread.
@@ -33,8 +39,30 @@ const LONGEST_HEAD: usize = 16 << 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A socket that clients connect to.
-#[derive(Debug)]
-pub struct Listener(StdListener);
+pub struct Listener(Way);
+
+/// Where they come from.
+enum Way {
+    Here(StdListener),
+    Elsewhere(StdTcpListener, TlsAcceptor),
+}
+
+/// The same, for tasks.
+enum Accepting {
+    Here(UnixListener),
+    Elsewhere(TcpListener, TlsAcceptor),
+}
+
+/// Why there is no socket for clients from elsewhere.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRemote {
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address.
+    #[error("cannot listen on {0}: {1}")]
+    Address(SocketAddr, io::Error),
+}
 
 impl Listener {
     /// Makes the control socket, for those whom its mode allows: 0600 is this user alone.
@@ -57,7 +85,18 @@ impl Listener {
         let listener = StdListener::bind(path);
         // SAFETY: as above.
         unsafe { libc::umask(mask) };
-        listener.map(Listener)
+        listener.map(|listener| Listener(Way::Here(listener)))
+    }
+
+    /// Makes a socket for clients on other machines that show a certificate (see [`foraker_api::tls`]). Returns also where it is.
+    ///
+    /// # Errors
+    /// See [`NoRemote`].
+    pub fn remote(address: SocketAddr, folder: &Path) -> Result<(Listener, SocketAddr), NoRemote> {
+        let config = tls::server(folder)?;
+        let bound = StdTcpListener::bind(address).and_then(|l| l.local_addr().map(|at| (l, at)));
+        let (listener, at) = bound.map_err(|e| NoRemote::Address(address, e))?;
+        Ok((Listener(Way::Elsewhere(listener, TlsAcceptor::from(config))), at))
     }
 
     /// The socket that a service manager has made and handed over, if it has: descriptor 3, as `sd_listen_fds(3)` says.
@@ -72,7 +111,21 @@ impl Listener {
             libc::fcntl(3, libc::F_SETFD, libc::FD_CLOEXEC);
             StdListener::from_raw_fd(3)
         };
-        Some(Listener(listener))
+        Some(Listener(Way::Here(listener)))
+    }
+
+    /// Within the runtime.
+    fn accepting(self) -> io::Result<Accepting> {
+        Ok(match self.0 {
+            Way::Here(listener) => {
+                listener.set_nonblocking(true)?;
+                Accepting::Here(UnixListener::from_std(listener)?)
+            }
+            Way::Elsewhere(listener, tls) => {
+                listener.set_nonblocking(true)?;
+                Accepting::Elsewhere(TcpListener::from_std(listener)?, tls)
+            }
+        })
     }
 }
 
@@ -80,39 +133,58 @@ impl Listener {
 ///
 /// # Errors
 /// The host has no threads to give.
-pub fn serve(listener: Listener, supervisor: Supervisor, until: impl Future<Output = ()>) -> io::Result<()> {
-    listener.0.set_nonblocking(true)?;
+pub fn serve(
+    listeners: Vec<Listener>,
+    supervisor: Supervisor,
+    until: impl Future<Output = ()>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("control")
+        .on_thread_start(background::enter)
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let listener = UnixListener::from_std(listener.0)?;
-        let serving = tokio::spawn(accept(listener, router(supervisor)));
+        let router = router(supervisor);
+        let mut serving = tokio::task::JoinSet::new();
+        for listener in listeners {
+            serving.spawn(accept(listener.accepting()?, router.clone()));
+        }
         until.await;
-        serving.abort();
         Ok(())
     })
 }
 
-async fn accept(listener: UnixListener, router: Router) {
+async fn accept(listener: Accepting, router: Router) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // Whoever comes when all places are taken waits in the kernel.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let router = router.clone();
+        let router = router.clone();
+        let accepted = match &listener {
+            Accepting::Here(listener) => listener.accept().await.map(|(stream, _)| {
                 tokio::spawn(async move {
                     converse(stream, router).await;
                     drop(place);
                 });
-            }
-            Err(e) => {
-                log::debug!("a client cannot be served: {e}");
-                tokio::time::sleep(PAUSE).await;
-            }
+            }),
+            Accepting::Elsewhere(listener, tls) => listener.accept().await.map(|(stream, _)| {
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    // Answers are written as wholes.
+                    let _ = stream.set_nodelay(true);
+                    match tokio::time::timeout(INTRODUCTION, tls.accept(stream)).await {
+                        Ok(Ok(stream)) => converse(stream, router).await,
+                        Ok(Err(e)) => log::debug!("somebody is no client of ours: {e}"),
+                        Err(_) => log::debug!("somebody does not say who it is"),
+                    }
+                    drop(place);
+                });
+            }),
+        };
+        if let Err(e) = accepted {
+            log::debug!("a client cannot be served: {e}");
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

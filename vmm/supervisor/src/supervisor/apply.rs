@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use foraker_api::config::{Applied, Declared};
 use foraker_api::network::NetworkSettings;
-use foraker_api::{Configuration, Create, GuestSpec};
+use foraker_api::{Configuration, Create, GatekeeperSettings, GuestSpec};
 
 use super::Supervisor;
 use super::state::{Phase, Record, State};
@@ -47,7 +47,8 @@ impl Supervisor {
                 guests.insert(name, Declared { count: 1, guest: named(spec, &g.order.name) });
             }
         }
-        Configuration { owners, networks, guests }
+        let gatekeeper = state.settled.then(|| state.admission.settings());
+        Configuration { gatekeeper, owners, networks, guests }
     }
 
     /// Makes a configuration true. What is so already stays as it is; with `prune`, guests that it does not name are removed. At the first thing that is
@@ -62,6 +63,12 @@ impl Supervisor {
         (applied, tickets)
     }
 
+    /// What the gatekeeper gives, if a client has settled that.
+    fn settled_budget(&self) -> Option<GatekeeperSettings> {
+        let state = self.lock();
+        state.settled.then(|| state.admission.settings())
+    }
+
     fn make_true(
         &self,
         configuration: &Configuration,
@@ -69,7 +76,13 @@ impl Supervisor {
         tickets: &mut Vec<Ticket>,
     ) -> Result<Applied, Refused> {
         let mut applied = Applied::default();
-        let Configuration { owners, networks, guests } = configuration;
+        let Configuration { gatekeeper, owners, networks, guests } = configuration;
+        if let Some(settings) = gatekeeper
+            && self.settled_budget() != Some(*settings)
+        {
+            tickets.push(self.set_gatekeeper(Some(*settings))?);
+            applied.gatekeeper = true;
+        }
         let settled: HashMap<_, _> = self.owners().into_iter().map(|o| (o.name, o.settings)).collect();
         for (name, settings) in owners.iter().filter(|(name, wanted)| settled.get(*name) != Some(*wanted)) {
             tickets.push(self.set_owner(name, settings)?);

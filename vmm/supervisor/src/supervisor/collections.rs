@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use foraker_api::network::NetworkSettings;
-use foraker_api::{Cell, Event, Gatekeeper, Health, Image, Network, Owner, OwnerSettings};
+use foraker_api::{
+    Cell, Event, Gatekeeper, GatekeeperSettings, Health, Image, Network, Owner, OwnerSettings,
+};
+use foraker_policy::gatekeeper::Refusal;
+use foraker_policy::placement::MOST_GUESTS;
 
 use super::Supervisor;
 use super::state::{Phase, Record, State};
@@ -22,14 +26,15 @@ impl Supervisor {
     /// The settings make no sense.
     pub fn set_owner(&self, name: &str, settings: &OwnerSettings) -> Result<Ticket, Refused> {
         let mut state = self.lock();
-        for (id, refusal) in state.admission.set_owner(name, settings)? {
-            state.is_over(id, Ended::Refused(refusal.to_string()));
-        }
+        let plan = state.plan_cells(&self.0.config, name, settings.cells.into())?;
+        let refused = state.admission.set_owner(name, settings)?;
+        let mut changes = state.carry_out_plan(plan);
+        state.hopeless(refused);
         state.settle();
-        let change = owner_change(&mut state, name, settings);
+        changes.push(owner_change(&mut state, name, settings));
         state.records.events.happened(event("owner.set", name));
         self.0.heard.notify_waiters();
-        Ok(state.records.store.write(vec![change]))
+        Ok(state.records.store.write(changes))
     }
 
     /// Every owner.
@@ -98,9 +103,12 @@ impl Supervisor {
                 "owner {name} has {guests} guests and {networks} networks: remove them first"
             )));
         }
+        let plan = state.plan_cells(&self.0.config, name, 0)?;
+        let mut changes = state.carry_out_plan(plan);
         state.admission.forget_owner(name);
         state.records.events.happened(event("owner.remove", name));
-        Ok(state.records.store.write(vec![Change::ForgetOwner(name.to_owned())]))
+        changes.push(Change::ForgetOwner(name.to_owned()));
+        Ok(state.records.store.write(changes))
     }
 
     /// Where images are.
@@ -188,7 +196,7 @@ impl Supervisor {
             tap: c.tap.clone(),
             guests: c.load.guests,
             restarts: c.restarts,
-            owner: None,
+            owner: c.owner.clone(),
         };
         state.cells.iter().enumerate().map(cell).collect()
     }
@@ -204,16 +212,38 @@ impl Supervisor {
         for g in state.guests.values() {
             *states.entry(g.shown().name().to_owned()).or_insert(0) += 1;
         }
-        let host = &self.0.config.host;
         Gatekeeper {
-            budget: state.admission.host(),
+            settings: state.admission.settings(),
+            settled: state.settled,
             has: state.admission.allocated(),
             waiting: state.guests.values().filter(|g| g.phase == Phase::Waiting).count(),
-            most_waiting: host.waiting,
-            discipline: host.discipline,
             states,
             refused: state.refused,
         }
+    }
+
+    /// Settles what all guests may have together, until somebody settles something else, also beyond the end of this supervisor; or, with None, as its
+    /// command line says. Guests that have more keep it until they end; those in line that can never be admitted now are refused.
+    ///
+    /// # Errors
+    /// More is provisioned already.
+    pub fn set_gatekeeper(&self, settings: Option<GatekeeperSettings>) -> Result<Ticket, Refused> {
+        let mut state = self.lock();
+        let wanted = self.within_cells(settings.unwrap_or(self.0.config.gatekeeper));
+        let refused = state.admission.set(wanted)?;
+        state.settled = settings.is_some();
+        state.hopeless(refused);
+        state.settle();
+        state.records.events.happened(event("gatekeeper.set", ""));
+        self.0.heard.notify_waiters();
+        Ok(state.records.store.write(vec![Change::Gatekeeper(settings.map(|_| wanted))]))
+    }
+
+    /// A cell holds no more machines, whatever is asked for.
+    fn within_cells(&self, mut settings: GatekeeperSettings) -> GatekeeperSettings {
+        let room = (self.0.config.cells * MOST_GUESTS) as u64;
+        settings.budget.machines = Some(settings.budget.machines.map_or(room, |machines| machines.min(room)));
+        settings
     }
 
     /// Whether all is well.
@@ -245,6 +275,15 @@ impl Supervisor {
 
     pub(crate) fn logs(&self) -> Option<&Logs> {
         self.0.logs.as_ref()
+    }
+}
+
+impl State {
+    /// Guests in line that can never be admitted.
+    fn hopeless(&mut self, refused: Vec<(u64, Refusal)>) {
+        for (id, refusal) in refused {
+            self.is_over(id, Ended::Refused(refusal.to_string()));
+        }
     }
 }
 

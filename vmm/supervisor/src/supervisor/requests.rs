@@ -72,6 +72,14 @@ impl Supervisor {
             })?),
             None => None,
         };
+        if let (Some(home), Some(address)) = (home, order.network.as_ref().and_then(|n| n.ipv4))
+            && !self.lock().may_be_on(&order.owner, home)
+        {
+            return Err(Refused::Conflict(format!(
+                "the address {address} is of cell {home}, which owner {} may not be on: see `vmm system cells`",
+                order.owner
+            )));
+        }
         // Copied before anybody waits for the state.
         let base = order.name.clone();
         let named = |number| Order { name: format!("{base}-{number}"), ..order.clone() };

@@ -57,19 +57,29 @@ impl std::fmt::Display for Found {
 pub(super) fn take_up(config: &Config, directory: &Directory) -> Result<(State, Logs, Found), StartError> {
     let (store, contents, _) = Store::open(directory.path())?;
     let logs = Logs::open(directory.path(), config.log_size)?;
-    let Contents { specs, guests, owners, networks, images, names, last_id, daemons } = contents;
+    let Contents { specs, guests, owners, networks, images, names, cells, gatekeeper, last_id, daemons } =
+        contents;
     let events = Events::new(daemons * EVENTS_OF_A_DAEMON);
     let images = Images::open(directory.path().join(crate::images::FOLDER), images, names)?;
-    let cells = (0..config.cells).map(|_| CellSlot::default()).collect();
+    let slot = |number| CellSlot { owner: cells.get(&number).cloned(), ..CellSlot::default() };
+    let slots = (0..config.cells).map(slot).collect();
     let records = Records { store, events, logs: Some(logs.clone()) };
     let mut found = Found { images: images.len(), owners: owners.len(), ..Found::default() };
-    let mut state = State::new(cells, &config.host, images, records);
+    let mut state = State::new(slots, config.gatekeeper, images, records);
     state.last_id = last_id;
     state.last_spec = specs.keys().copied().max().unwrap_or(0);
     let of_owners: BTreeMap<_, _> =
         owners.iter().map(|(name, owner)| (name.clone(), owner.network)).collect();
     state.networks = Networks::new(of_owners, networks);
+    if let Some(settings) = gatekeeper {
+        // Nothing is provisioned yet that could contradict it.
+        state.settled = state.admission.set(settings).is_ok();
+    }
     for (name, owner) in owners {
+        let missing = cells.iter().filter(|(at, of)| **of == name && **at >= config.cells).count();
+        if missing > 0 {
+            log::error!("{missing} cells of owner {name} are not there: start with more --cells");
+        }
         if let Err(e) = state.admission.set_owner(&name, &owner.settings) {
             log::error!("what was settled for owner {name} does not hold on this host: {e}");
         }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foraker_api::guest::Fault;
-use foraker_api::{Event, Guest, GuestSpec, Restart, State as Shown};
+use foraker_api::{Event, GatekeeperSettings, Guest, GuestSpec, Restart, State as Shown};
 use foraker_policy::gatekeeper::Decision;
 use foraker_policy::placement::{Load, place};
 use foraker_policy::restart::{Ending, Failures};
 
 use foraker_api::units::now_ms;
 
-use crate::admission::{Admission, Host};
+use crate::admission::Admission;
 use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns};
 use crate::events::{Events, event};
 use crate::images::Images;
@@ -87,6 +87,8 @@ pub(super) struct CellSlot {
     pub(super) tap: Option<String>,
     pub(super) process: Option<u32>,
     pub(super) restarts: u32,
+    /// The owner that has it alone.
+    pub(super) owner: Option<String>,
 }
 
 /// Where what happens is written down.
@@ -118,6 +120,8 @@ pub(super) struct State {
     pub(super) last_spec: u64,
     /// Requests refused.
     pub(super) refused: u64,
+    /// A client has settled what the gatekeeper gives.
+    pub(super) settled: bool,
     pub(super) stopping: bool,
 }
 
@@ -160,6 +164,14 @@ impl Record {
             asked_back: None,
             memory: 0,
             fault: None,
+        }
+    }
+
+    /// It need not come back under its address.
+    fn leave_home(&mut self) {
+        (self.home, self.ipv4) = (None, None);
+        if let Some(network) = &mut self.order.network {
+            network.ipv4 = None;
         }
     }
 
@@ -265,12 +277,17 @@ pub(super) fn policy(restart: Restart) -> foraker_policy::restart::Restart {
 }
 
 impl State {
-    pub(super) fn new(cells: Vec<CellSlot>, host: &Host, images: Images, records: Records) -> State {
+    pub(super) fn new(
+        cells: Vec<CellSlot>,
+        gatekeeper: GatekeeperSettings,
+        images: Images,
+        records: Records,
+    ) -> State {
         State {
             cells,
             guests: BTreeMap::new(),
             names: HashMap::new(),
-            admission: Admission::new(host),
+            admission: Admission::new(gatekeeper),
             networks: Networks::default(),
             images,
             records,
@@ -280,6 +297,7 @@ impl State {
             last_id: 0,
             last_spec: 0,
             refused: 0,
+            settled: false,
             stopping: false,
         }
     }
@@ -422,14 +440,27 @@ impl State {
     /// Gives admitted guests to cells with room.
     fn place_admitted(&mut self) {
         let mut loads: Vec<Load> = self.cells.iter().map(|c| c.load).collect();
-        if self.unplaced.is_empty() || place(&loads).is_none() {
+        if self.unplaced.is_empty() || place(&loads, |_| true).is_none() {
             return;
         }
+        let owners: Vec<_> = self.cells.iter().map(|c| c.owner.as_deref()).collect();
         let mut orders: Vec<Vec<(u64, Order)>> = vec![Vec::new(); self.cells.len()];
+        let mut misplaced = Vec::new();
         for id in std::mem::take(&mut self.unplaced) {
             let Some(g) = self.guests.get_mut(&id) else { continue };
+            // Who has cells of its own is on them, and nobody else is.
+            let own = owners.iter().flatten().find(|owner| **owner == g.order.owner).copied();
+            let may = |at: usize| owners.get(at).is_some_and(|owner| *owner == own);
+            if g.home.is_some_and(|at| !may(at)) {
+                if g.spec.1.network.ipv4.is_some() {
+                    misplaced.push(id);
+                    continue;
+                }
+                // Its address is of a cell that it may not be on any more: it is given another one.
+                g.leave_home();
+            }
             let home = |at: &usize| loads.get(*at).is_some_and(Load::has_room);
-            let Some(at) = g.home.map_or_else(|| place(&loads), |at| Some(at).filter(home)) else {
+            let Some(at) = g.home.map_or_else(|| place(&loads, may), |at| Some(at).filter(home)) else {
                 self.unplaced.insert(id);
                 continue;
             };
@@ -445,6 +476,11 @@ impl State {
             if !orders.is_empty() {
                 cell.tell(ToCell::Start(orders));
             }
+        }
+        for id in misplaced {
+            self.admission.release(id);
+            let why = "the address that it asks for is of a cell that it may not be on any more";
+            self.is_over(id, Ended::Refused(why.to_owned()));
         }
     }
 
@@ -569,8 +605,8 @@ impl State {
             self.ended(number, id, Ended::CellDied, None);
         }
         if let Some(cell) = self.cells.get_mut(number) {
-            let restarts = cell.restarts + 1;
-            *cell = CellSlot { restarts, ..CellSlot::default() };
+            let (restarts, owner) = (cell.restarts + 1, cell.owner.take());
+            *cell = CellSlot { restarts, owner, ..CellSlot::default() };
         }
     }
 }

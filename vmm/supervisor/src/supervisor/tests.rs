@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::mpsc::channel;
 
 use foraker_api::system::Discipline;
-use foraker_api::{Action, Amounts, Filter, GuestSpec, OwnerSettings, Restart};
+use foraker_api::{Action, Amounts, Filter, GatekeeperSettings, GuestSpec, OwnerSettings, Restart};
 
 use super::*;
 use crate::admission::OVERHEAD;
@@ -49,12 +49,12 @@ fn two_cells() -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
 }
 
 fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
-    let host = Host { budget, waiting: 20, discipline: Discipline::Fair };
+    let gatekeeper = GatekeeperSettings { budget, most_waiting: 20, discipline: Discipline::Fair };
     let config = Config {
         cells: 2,
         command: Vec::new(),
         first_subnet: Ipv4Addr::new(10, 100, 0, 0),
-        host,
+        gatekeeper,
         state: PathBuf::new(),
         log_size: 0,
     };
@@ -67,7 +67,7 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
     let images =
         Images::open(directory.path().to_path_buf(), Vec::new(), BTreeMap::new()).expect("no images");
     let records = Records { store: Store::nowhere(), events: Events::new(0), logs: None };
-    let mut state = State::new(cells, &host, images, records);
+    let mut state = State::new(cells, gatekeeper, images, records);
     for number in 0..2 {
         state.hear(number, FromCell::Ready { tap: None });
     }
@@ -265,6 +265,7 @@ fn what_was_lent_is_taken_from_guests_that_wait_for_it_or_end() {
         weight: NonZeroU32::MIN,
         most: Amounts::default(),
         provision: Amounts { memory: Some(2 * each), ..Amounts::default() },
+        cells: 0,
     };
     assert!(supervisor.set_owner("landlord", &settings).is_ok());
     let _ = supervisor.run(&order(), 3, Restart::No);
@@ -290,4 +291,84 @@ fn what_was_lent_is_taken_from_guests_that_wait_for_it_or_end() {
     // Its turn comes when there is room.
     supervisor.lock().hear(0, ended(1, Ended::Exit(0)));
     assert_eq!(phases(&supervisor)[3], "starting");
+}
+
+fn of(owner: &str) -> Order {
+    Order { owner: owner.to_owned(), ..order() }
+}
+
+fn cells(count: u8) -> OwnerSettings {
+    OwnerSettings { cells: count, ..OwnerSettings::default() }
+}
+
+#[test]
+fn an_owner_has_cells_of_its_own() {
+    let (supervisor, told) = two_cells();
+    assert!(supervisor.set_owner("bank", &cells(1)).is_ok());
+    let whose = || supervisor.cells().into_iter().map(|c| c.owner).collect::<Vec<_>>();
+    assert_eq!(whose(), [None, Some("bank".to_owned())]);
+    assert_eq!(supervisor.run(&of("bank"), 3, Restart::Always), Ok((1, 3)));
+    assert_eq!(supervisor.run(&order(), 3, Restart::No), Ok((4, 6)));
+    assert_eq!((starts(&told[0]), starts(&told[1])), (vec![4, 5, 6], vec![1, 2, 3]));
+    // One stays for everybody else, and whose guests are on it keeps it.
+    let refused = supervisor.set_owner("shop", &cells(1)).unwrap_err().to_string();
+    assert!(refused.contains("can have 0 cells of its own now, not 1: 0 of 1 shared cells"), "{refused}");
+    let refused = supervisor.set_owner("bank", &cells(0)).unwrap_err().to_string();
+    assert!(refused.contains("has guests on 1 of its own cells"), "{refused}");
+    assert_eq!(supervisor.owners().iter().find(|o| o.name == "bank").expect("it").settings, cells(1));
+    // A cell that dies is still its own.
+    supervisor.lock().cell_died(1);
+    assert_eq!(whose(), [None, Some("bank".to_owned())]);
+    // No address of it is for anybody else.
+    let network =
+        foraker_cell::NetworkSpec { ipv4: Some(Ipv4Addr::new(10, 101, 0, 9)), ..Default::default() };
+    let refused = supervisor.run(&Order { network: Some(network), ..order() }, 1, Restart::No).unwrap_err();
+    assert!(refused.to_string().contains("is of cell 1, which owner default may not be on"), "{refused}");
+    // It is everybody's again when nothing of the owner is left.
+    assert_eq!(supervisor.end(Some(&[1, 2, 3]), true), 3);
+    assert!(supervisor.set_owner("bank", &cells(0)).is_ok());
+    assert_eq!(whose(), [None, None]);
+}
+
+#[test]
+fn guests_move_to_cells_of_their_owner_with_their_next_start() {
+    let (supervisor, told) = two_cells();
+    assert_eq!(supervisor.run(&of("bank"), 1, Restart::Always), Ok((1, 1)));
+    assert_eq!(starts(&told[0]), [1]);
+    let old = Ipv4Addr::new(10, 100, 0, 2);
+    supervisor.lock().hear(0, FromCell::Started(vec![(1, Some(old))]));
+    assert!(supervisor.set_owner("bank", &cells(1)).is_ok());
+    let mut state = supervisor.lock();
+    state.hear(0, ended(1, Ended::CellDied));
+    state.wake(1);
+    state.settle();
+    drop(state);
+    // Under an address of its new cell, not under its old one.
+    let ToCell::Start(orders) = told[1].try_recv().expect("a start") else { panic!("no start") };
+    assert_eq!((orders[0].0, orders[0].1.network.as_ref().and_then(|n| n.ipv4)), (1, None));
+}
+
+#[test]
+fn what_the_gatekeeper_gives_is_settled_and_forgotten() {
+    let (supervisor, _told) = two_cells();
+    let before = supervisor.gatekeeper();
+    assert!(!before.settled);
+    assert_eq!(supervisor.run(&order(), 4, Restart::No), Ok((1, 4)));
+    let few = Amounts { guests: Some(2), ..Amounts::default() };
+    let settings = GatekeeperSettings { budget: few, most_waiting: 6, discipline: Discipline::FirstCome };
+    assert!(supervisor.set_gatekeeper(Some(settings)).is_ok());
+    let room = 2 * foraker_policy::placement::MOST_GUESTS as u64;
+    let now = supervisor.gatekeeper();
+    // Machines are those that the cells hold, whatever is said.
+    let budget = Amounts { machines: Some(room), ..few };
+    assert_eq!((now.settings, now.settled), (GatekeeperSettings { budget, ..settings }, true));
+    assert_eq!(supervisor.configuration().gatekeeper, Some(now.settings));
+    // Who runs runs on; who is new waits, until there is more.
+    assert_eq!(supervisor.run(&order(), 1, Restart::No), Ok((5, 5)));
+    assert_eq!(phases(&supervisor), ["starting", "starting", "starting", "starting", "waiting"]);
+    assert!(supervisor.set_gatekeeper(None).is_ok());
+    assert_eq!(phases(&supervisor)[4], "starting");
+    let after = supervisor.gatekeeper();
+    assert_eq!((after.settled, after.settings.most_waiting), (false, before.settings.most_waiting));
+    assert_eq!(supervisor.configuration().gatekeeper, None);
 }
