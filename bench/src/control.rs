@@ -76,6 +76,14 @@ impl Control {
         Ok(self.0.act(&id.to_string(), Action::Kill).map(drop)?)
     }
 
+    /// Has a guest run again.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn start(&mut self, id: u64) -> Result<()> {
+        Ok(self.0.act(&id.to_string(), Action::Start).map(drop)?)
+    }
+
     /// Ends all guests, without asking them.
     ///
     /// # Errors

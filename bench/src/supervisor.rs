@@ -55,6 +55,12 @@ impl Supervisor {
         Ok(supervisor)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A connection to its control socket.
     ///
     /// # Errors

@@ -184,7 +184,9 @@ fn a_killed_daemon_loses_nothing() {
         }
     }
     println!("{rounds} rounds: all guests ran within {slowest:?} of the death of the daemon");
-    assert!(slowest < seconds(2), "{slowest:?}");
+    // Where other tests run beside it, what it takes says nothing.
+    let bound = seconds(if asked.is_some() { 2 } else { 10 });
+    assert!(slowest < bound, "{slowest:?}");
     let owner = ask(&serve.socket, "GET", "/owners/team", None).json();
     assert_eq!(
         (&owner["settings"]["weight"], &owner["settings"]["most"]["guests"]),

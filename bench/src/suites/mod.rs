@@ -22,6 +22,7 @@ pub mod http;
 pub mod http_crate;
 pub mod interrupts;
 pub mod launch;
+pub mod page;
 pub mod path;
 pub mod provision;
 pub mod scale;
@@ -169,6 +170,13 @@ pub const SUITES: &[Suite] = &[
         id: "api",
         about: "the control API with 10,000 guests: requests, lists, and what guests notice of it",
         run: api::run,
+        guests: true,
+        network: true,
+    },
+    Suite {
+        id: "page",
+        about: "the live page over 10,000 guests, in Chromium: first paint, updates, what it costs",
+        run: page::run,
         guests: true,
         network: true,
     },

@@ -1,7 +1,6 @@
 //! The page as people see it: in Chromium (Debian's package `chromium`), which says so visibly when it is not there.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
-mod chromium;
 #[path = "../examples/show/synthetic.rs"]
 #[allow(dead_code, reason = "shared with the example")]
 mod synthetic;
@@ -12,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chromium::Chromium;
+use foraker_browser::Chromium;
 use foraker_ui::{Action, Key, Options};
 use synthetic::{HOSTILE, Synthetic};
 
@@ -30,7 +29,7 @@ struct Scene {
 
 /// None if there is no browser.
 fn begin(writable: bool, more: &[String]) -> Option<Scene> {
-    let Some(program) = chromium::find() else {
+    let Some(program) = foraker_browser::find() else {
         // Past the test runner, which keeps what tests print to itself.
         let text =
             "\nSKIPPED, the page was not tested: there is no chromium; install Debian's package `chromium`\n";

@@ -1,14 +1,15 @@
-//! A browser without a window, driven through the DevTools protocol on a pipe.
+//! A browser without a window, driven through the DevTools protocol on a pipe. What it cannot do is a panic: it is for tests and benchmarks.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 /// Where the browser is, if it is installed.
-pub(crate) fn find() -> Option<PathBuf> {
+#[must_use]
+pub fn find() -> Option<PathBuf> {
     let paths = std::env::var_os("PATH")?;
     std::env::split_paths(&paths)
         .flat_map(|path| ["chromium", "chromium-browser", "google-chrome"].map(|name| path.join(name)))
@@ -16,7 +17,8 @@ pub(crate) fn find() -> Option<PathBuf> {
 }
 
 /// A browser with one page.
-pub(crate) struct Chromium {
+#[derive(Debug)]
+pub struct Chromium {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -24,12 +26,16 @@ pub(crate) struct Chromium {
     session: Option<String>,
     number: u64,
     /// Errors of the page, as the browser reports them.
-    pub(crate) errors: Vec<String>,
+    pub errors: Vec<String>,
 }
 
 impl Chromium {
     /// Starts it with an empty profile; `more`: further arguments.
-    pub(crate) fn start(program: &PathBuf, more: &[String]) -> Self {
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start(program: &Path, more: &[String]) -> Self {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let profile = std::env::temp_dir().join(format!("foraker-ui-{}-{number}", std::process::id()));
@@ -52,18 +58,21 @@ impl Chromium {
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut browser =
             Self { child, input, output, profile, session: None, number: 0, errors: Vec::new() };
-        let target = browser.ask("Target.createTarget", json!({ "url": "about:blank" }));
+        let target = browser.ask("Target.createTarget", &json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        let session = browser.ask("Target.attachToTarget", attach);
+        let session = browser.ask("Target.attachToTarget", &attach);
         browser.session = session["sessionId"].as_str().map(str::to_owned);
         for domain in ["Page", "Runtime", "Log", "Performance"] {
-            browser.ask(&format!("{domain}.enable"), json!({}));
+            browser.ask(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
 
     /// Sends a command and waits for its answer.
-    pub(crate) fn ask(&mut self, method: &str, parameters: Value) -> Value {
+    ///
+    /// # Panics
+    /// It refuses, or has ended.
+    pub fn ask(&mut self, method: &str, parameters: &Value) -> Value {
         self.number += 1;
         let mut message = json!({ "id": self.number, "method": method, "params": parameters });
         if let Some(session) = &self.session {
@@ -91,22 +100,28 @@ impl Chromium {
     }
 
     /// Opens an address.
-    pub(crate) fn open(&mut self, url: &str) {
-        self.ask("Page.navigate", json!({ "url": url }));
+    pub fn open(&mut self, url: &str) {
+        self.ask("Page.navigate", &json!({ "url": url }));
     }
 
     /// The value of an expression in the page.
-    pub(crate) fn value(&mut self, expression: &str) -> Value {
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn value(&mut self, expression: &str) -> Value {
         let parameters = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true,
             // The policy of the page counts here too.
             "allowUnsafeEvalBlockedByCSP": false });
-        let answer = self.ask("Runtime.evaluate", parameters);
+        let answer = self.ask("Runtime.evaluate", &parameters);
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {}", answer["exceptionDetails"]);
         answer["result"]["value"].clone()
     }
 
     /// Waits until an expression is true.
-    pub(crate) fn until(&mut self, expression: &str) {
+    ///
+    /// # Panics
+    /// It is not true in 20 seconds.
+    pub fn until(&mut self, expression: &str) {
         let begun = Instant::now();
         while self.value(expression) != true {
             assert!(begun.elapsed() < Duration::from_secs(20), "never true: {expression}");
@@ -115,24 +130,27 @@ impl Chromium {
     }
 
     /// Moves the mouse to a place and clicks.
-    pub(crate) fn click(&mut self, x: f64, y: f64) {
+    pub fn click(&mut self, x: f64, y: f64) {
         for kind in ["mouseMoved", "mousePressed", "mouseReleased"] {
             let button = if kind == "mouseMoved" { "none" } else { "left" };
             let event = json!({ "type": kind, "x": x, "y": y, "button": button, "clickCount": 1 });
-            self.ask("Input.dispatchMouseEvent", event);
+            self.ask("Input.dispatchMouseEvent", &event);
         }
     }
 
     /// Presses a key.
-    pub(crate) fn press(&mut self, key: &str) {
+    pub fn press(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
-            self.ask("Input.dispatchKeyEvent", json!({ "type": kind, "key": key, "code": key }));
+            self.ask("Input.dispatchKeyEvent", &json!({ "type": kind, "key": key, "code": key }));
         }
     }
 
     /// Processor time of the page's process so far, seconds.
-    pub(crate) fn busy(&mut self) -> f64 {
-        let metrics = self.ask("Performance.getMetrics", json!({}));
+    ///
+    /// # Panics
+    /// The browser does not say.
+    pub fn busy(&mut self) -> f64 {
+        let metrics = self.ask("Performance.getMetrics", &json!({}));
         let metrics = metrics["metrics"].as_array().expect("metrics");
         let task = metrics.iter().find(|metric| metric["name"] == "ProcessTime").expect("a metric");
         task["value"].as_f64().expect("a number")
