@@ -1,9 +1,10 @@
-//! Tasks of the repository: `cargo xtask demo`, `test`, `images`, `reproducible`, `qemu`, `fuzz`, `soak`, `deps`,
-//! `doc-check`.
+//! Tasks of the repository: `cargo xtask demo`, `test`, `images`, `reproducible`, `qemu`, `fuzz`, `deb`, `soak`,
+//! `deps`, `doc-check`.
 //!
 //! Nothing but the stock Rust toolchain is taken for granted. Debian packages that a task needs are installed when
 //! root runs it, and named exactly when not ([`packages`]).
 
+mod deb;
 mod demo;
 mod deps;
 mod doc_check;
@@ -47,6 +48,8 @@ enum Task {
     Images(images::Options),
     /// Build all images in two different folders and compare them byte by byte
     Reproducible(reproducible::Options),
+    /// Build the Debian package target/foraker_VERSION_amd64.deb
+    Deb(deb::Options),
     /// Run a command on a stock Debian kernel with kvm-amd, in QEMU's software emulation
     Qemu(qemu::Options),
     /// Run fuzz targets
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&workspace, &options),
         Task::Images(options) => images::run(&workspace, &options),
         Task::Reproducible(options) => reproducible::run(&workspace, &options),
+        Task::Deb(options) => deb::run(&workspace, &options),
         Task::Qemu(options) => qemu::run(&workspace, options),
         Task::Fuzz(options) => fuzz::run(&workspace, &options),
         Task::Soak(options) => soak::run(&workspace, &options),

@@ -41,6 +41,12 @@ packages! {
     CHROMIUM: "chromium", || process::find("chromium").is_some();
     /// The debugger that guests are looked into with.
     GDB: "gdb", || process::find("gdb").is_some();
+    /// `dpkg-deb`, which packs packages.
+    DPKG: "dpkg", || process::find("dpkg-deb").is_some();
+    /// The checker of packages.
+    LINTIAN: "lintian", || process::find("lintian").is_some();
+    /// `systemd-analyze` and `systemd-socket-activate`.
+    SYSTEMD: "systemd", || process::find("systemd-socket-activate").is_some();
     /// The C++ compiler that builds libFuzzer.
     CXX: "g++", || process::find("c++").is_some();
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that CI runs, as named stages. CI itself calls nothing else.
 
+mod package;
 mod stages;
 mod suites;
 mod template;

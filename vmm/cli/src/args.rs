@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod clients;
+mod socket;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,7 +16,8 @@ use clients::{
     System, Top,
 };
 use foraker_api::system::Discipline;
-use foraker_api::{Endpoint, GuestSpec, NetworkOptions, Port, ProcessorOptions, Remote};
+use foraker_api::{GuestSpec, NetworkOptions, Port, ProcessorOptions};
+pub(crate) use socket::{Listening, Socket};
 
 /// An isolation kernel: every network service in a virtual machine of its own.
 #[derive(Debug, Parser)]
@@ -205,53 +207,6 @@ impl AdmissionOrder {
         match self {
             AdmissionOrder::Fair => Discipline::Fair,
             AdmissionOrder::FirstCome => Discipline::FirstCome,
-        }
-    }
-}
-
-/// Where a supervisor listens.
-#[derive(Debug, Args)]
-pub(crate) struct Listening {
-    /// Socket of the supervisor [default: /run/vmm.sock, or vmm.sock in $XDG_RUNTIME_DIR]
-    #[arg(long = "socket", value_name = "PATH")]
-    path: Option<PathBuf>,
-}
-
-impl Listening {
-    /// The path asked for, or the usual one.
-    pub(crate) fn path(&self) -> PathBuf {
-        // SAFETY: a system call without arguments that cannot fail.
-        let root = unsafe { libc::geteuid() } == 0;
-        let usual = || {
-            let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !root);
-            own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join("vmm.sock")
-        };
-        self.path.clone().unwrap_or_else(usual)
-    }
-}
-
-/// Which supervisor to ask.
-#[derive(Debug, Args)]
-pub(crate) struct Socket {
-    #[command(flatten)]
-    here: Listening,
-    /// Ask a supervisor on another machine, which was started with --listen
-    #[arg(long, value_name = "HOST:PORT", env = "FORAKER_HOST", requires = "tls", hide_short_help = true)]
-    host: Option<String>,
-    /// Folder of the own certificate cert.pem, its key key.pem and the supervisor's authority ca.pem
-    #[arg(long, value_name = "FOLDER", env = "FORAKER_TLS", hide_short_help = true)]
-    tls: Option<PathBuf>,
-}
-
-impl Socket {
-    /// Where it is.
-    pub(crate) fn endpoint(&self) -> anyhow::Result<Endpoint> {
-        match (&self.host, &self.tls) {
-            // Asked for by name, it goes before what the environment says.
-            (Some(host), Some(folder)) if self.here.path.is_none() => {
-                Remote::new(host, folder).map(Endpoint::Remote).map_err(anyhow::Error::msg)
-            }
-            _ => Ok(Endpoint::Socket(self.here.path())),
         }
     }
 }

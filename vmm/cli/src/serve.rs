@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use foraker_api::{Amounts, GatekeeperSettings};
 use foraker_supervisor::rest::{self, Listener};
 use foraker_supervisor::{Config, Supervisor, cell};
+use sd_notify::NotifyState;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::args::{CellProcess, Serve};
@@ -21,7 +22,7 @@ const ARENA: u64 = 256 << 30;
 pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     logger::start(serve.log_level.filter());
     let signals = Signals::take().context("cannot take over signals")?;
-    let path = serve.socket.path();
+    let path = serve.socket.to_serve();
     let [_, second, third, fourth] = serve.first_subnet.octets();
     if (third, fourth) != (0, 0) || usize::from(second) + usize::from(serve.cells) > 256 {
         bail!("{} is no subnet of 16 bits with {} more behind it", serve.first_subnet, serve.cells);
@@ -30,7 +31,10 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     let is_ours = inherited.is_none();
     let listener = match inherited {
         Some(listener) => listener,
-        None => Listener::bind(&path, serve.socket_mode)
+        None => serve
+            .socket
+            .make_folder()
+            .and_then(|()| Listener::bind(&path, serve.socket_mode))
             .with_context(|| format!("cannot listen on {}", path.display()))?,
     };
     let mut listeners = vec![listener];
@@ -73,8 +77,10 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         .name("clients".to_owned())
         .spawn(move || rest::serve(listeners, served, async move { drop(until.await) }))
         .context("cannot start a thread")?;
+    tell(NotifyState::Ready);
     let never = EventFd::new(0).context("cannot make an event")?;
     while !signals.wait(&never, None) {}
+    tell(NotifyState::Stopping);
     // Nobody is told of a guest that ends with its supervisor as if it had ended by itself.
     drop(ended);
     match clients.join() {
@@ -86,6 +92,13 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(0)
+}
+
+/// Tells the service manager, if one has asked to be told (`sd_notify(3)`).
+fn tell(state: NotifyState) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        log::warn!("the service manager cannot be told of it: {e}");
+    }
 }
 
 /// What guests may have: as the command line says, or what there is.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Stage, suites, template, totals::Totals};
+use super::{Context, Stage, package, suites, template, totals::Totals};
 use crate::{
     deps, doc_check, fuzz, images, packages, process, reproducible, terminal,
     workspace::{self, STATIC, TARGET, TREES},
@@ -13,7 +13,7 @@ use crate::{
 /// The stage that all others need.
 pub(super) const PACKAGES: &str = "packages";
 
-pub(super) const ALL: [Stage; 16] = [
+pub(super) const ALL: [Stage; 17] = [
     Stage { name: PACKAGES, what: "Debian packages that the stages need", quick: true, run: install },
     Stage { name: "fmt", what: "formatting", quick: true, run: fmt },
     Stage {
@@ -52,6 +52,12 @@ pub(super) const ALL: [Stage; 16] = [
         what: "suites on a stock kernel with kvm-amd, in QEMU",
         quick: false,
         run: suites::stock,
+    },
+    Stage {
+        name: "package",
+        what: "the Debian package, installed and used under systemd",
+        quick: false,
+        run: package::run,
     },
     Stage { name: "fuzz", what: "a short run of each fuzz target", quick: false, run: fuzz_each },
     Stage { name: "bench", what: "benchmarks build and list what there is", quick: false, run: bench },
