@@ -73,7 +73,8 @@ nobody_has_more_rights_than_said() {
         [ "$(awk '/^NoNewPrivs:/ { print $2 }' "/proc/$process/status")" = 1 ]
         [ "$(awk '/^CapBnd:/ { print $2 }' "/proc/$process/status")" = $rights ]
     done
-    [ "$(awk '/^CapEff:/ { print $2 }' "/proc/$(supervisor)/status")" = $rights ]
+    # Its launcher starts cells; itself it has none.
+    [ "$(awk '/^CapEff:/ { print $2 }' "/proc/$(supervisor)/status")" = 0000000000000000 ]
 }
 
 guests_start_from_templates_by_faults() {

@@ -101,7 +101,15 @@ impl Running {
     /// # Panics
     /// It cannot be started.
     pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Running {
-        let mut command = Command::new(vmm());
+        Running::start_program(&vmm(), arguments)
+    }
+
+    /// The same with another file of it.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_program<S: AsRef<OsStr>>(program: &Path, arguments: &[S]) -> Running {
+        let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: what it leaves behind can be told from other tests' processes.
         command.process_group(0);

@@ -1,4 +1,6 @@
-//! `cargo xtask doc-check`: the reference chapter of the book is generated from the contract's crate.
+//! `cargo xtask doc-check`: the reference chapter of the book is generated from the contract's crate, and the tests that the threat model names are there.
+
+mod claims;
 
 use std::{fs, process::ExitCode};
 
@@ -25,8 +27,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     Ok(if check(workspace, options.write)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Compares the chapter with what the contract says, or writes it; false when they differ.
+/// Looks at both chapters, and writes the reference first if that is wanted; false when one is not true.
 pub(crate) fn check(workspace: &Workspace, write: bool) -> Result<bool> {
+    let reference = reference(workspace, write)?;
+    let (missing, count) = claims::missing(&workspace.root)?;
+    for line in &missing {
+        terminal::error(line);
+    }
+    if missing.is_empty() {
+        println!("{}: all {count} tests and cases that it names are there", claims::CHAPTER);
+    }
+    Ok(reference && missing.is_empty())
+}
+
+/// Compares the chapter with what the contract says, or writes it; false when they differ.
+fn reference(workspace: &Workspace, write: bool) -> Result<bool> {
     let arguments = ["run", "--quiet", "--package", "foraker-abi", "--example", GENERATOR];
     let generated = process::output(&mut workspace.cargo(&arguments))?;
     let path = workspace.root.join(CHAPTER);

@@ -106,7 +106,10 @@ pub(crate) enum Command {
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
     },
-    /// Run a cell. For the supervisor alone: its channel is the standard input.
+    /// Start cells. For the supervisor alone: its requests are the standard input.
+    #[command(hide = true)]
+    Launcher(LauncherProcess),
+    /// Run a cell. For the launcher alone: its channel is the standard input.
     #[command(hide = true)]
     Cell(CellProcess),
 }
@@ -209,6 +212,29 @@ impl AdmissionOrder {
             AdmissionOrder::FirstCome => Discipline::FirstCome,
         }
     }
+}
+
+/// `vmm launcher`.
+#[derive(Debug, Args)]
+pub(crate) struct LauncherProcess {
+    /// How many cells there may be
+    #[arg(long)]
+    pub(crate) cells: u8,
+    /// The first one's subnet
+    #[arg(long)]
+    pub(crate) first_subnet: Ipv4Addr,
+    /// Where images are
+    #[arg(long)]
+    pub(crate) state: PathBuf,
+    /// Socket that is removed at the end
+    #[arg(long)]
+    pub(crate) socket: Option<PathBuf>,
+    /// How much it says about itself
+    #[arg(long, value_enum)]
+    pub(crate) log_level: LogLevel,
+    /// Command line of a cell
+    #[arg(last = true, required = true)]
+    pub(crate) arguments: Vec<OsString>,
 }
 
 /// `vmm cell`.

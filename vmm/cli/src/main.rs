@@ -2,6 +2,7 @@
 
 mod apply;
 mod args;
+mod cells;
 mod clients;
 mod describe;
 mod doctor;
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
     // SAFETY: no other thread exists yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let parsed = args::parse(std::env::args_os());
-    if !matches!(parsed, Ok(Command::Launch(_) | Command::Serve(_) | Command::Cell(_))) {
+    if !matches!(parsed, Ok(Command::Launch(_) | Command::Serve(_) | Command::Launcher(_) | Command::Cell(_)))
+    {
         // Whoever reads what a client prints may stop: `vmm ps | head`. What holds guests has to go on.
         // SAFETY: no other thread exists yet, and no handler is replaced.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -72,7 +74,8 @@ fn main() -> ExitCode {
         Command::System(system) => lists::system(&system),
         Command::Completion { shell } => describe::completion(shell),
         Command::Man { folder } => describe::manual(&folder),
-        Command::Cell(cell) => serve::run_cell(&cell),
+        Command::Launcher(launcher) => cells::run_launcher(launcher),
+        Command::Cell(cell) => cells::run_cell(&cell),
     };
     match result {
         Ok(status) => ExitCode::from(status),

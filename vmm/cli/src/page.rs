@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use foraker_api::{Counters, GuestDetail};
+use foraker_confine::Kind;
 use foraker_supervisor::channel::CellLoad;
 use foraker_supervisor::{Refused, Supervisor};
 use foraker_ui::{
@@ -24,27 +25,42 @@ struct Told {
     sum: Mutex<Option<(Instant, Counters, CellLoad)>>,
 }
 
-/// Starts to serve the page, and says where.
-pub(crate) fn serve(address: SocketAddr, writable: bool, supervisor: Supervisor) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(address).with_context(|| format!("cannot serve the page on {address}"))?;
-    let address = listener.local_addr().context("the page has no address")?;
-    let options = if writable {
-        Options::writable(address, Key::random().context("cannot make a key for the page")?)
-    } else {
-        Options::read_only(address)
-    };
-    println!("the page is at {}", options.url());
-    let source = Arc::new(Told { supervisor, sum: Mutex::default() });
-    std::thread::Builder::new()
-        .name("page".to_owned())
-        .spawn(move || {
-            if let Err(e) = foraker_ui::serve(listener, source, options) {
-                log::error!("the page is not served any more: {e}");
-            }
-        })
-        .context("cannot start a thread")?;
-    Ok(())
+/// The page before anybody can see it: its socket, which is made before the supervisor gives up its rights.
+pub(crate) struct Page {
+    listener: TcpListener,
+    options: Options,
+}
+
+impl Page {
+    /// Listens.
+    pub(crate) fn bind(address: SocketAddr, writable: bool) -> anyhow::Result<Page> {
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("cannot serve the page on {address}"))?;
+        let address = listener.local_addr().context("the page has no address")?;
+        let options = if writable {
+            Options::writable(address, Key::random().context("cannot make a key for the page")?)
+        } else {
+            Options::read_only(address)
+        };
+        Ok(Page { listener, options })
+    }
+
+    /// Starts to serve the page, and says where.
+    pub(crate) fn serve(self, supervisor: Supervisor) -> anyhow::Result<()> {
+        let Page { listener, options } = self;
+        println!("the page is at {}", options.url());
+        let source = Arc::new(Told { supervisor, sum: Mutex::default() });
+        std::thread::Builder::new()
+            .name("page".to_owned())
+            .spawn(move || {
+                foraker_supervisor::background::enter(Kind::Control);
+                if let Err(e) = foraker_ui::serve(listener, source, options) {
+                    log::error!("the page is not served any more: {e}");
+                }
+            })
+            .context("cannot start a thread")?;
+        Ok(())
+    }
 }
 
 fn state(state: foraker_api::State) -> State {

@@ -1,22 +1,21 @@
-//! `vmm serve`, and the cells that it starts.
+//! `vmm serve`.
 
-use std::os::fd::FromRawFd;
-use std::os::unix::net::UnixStream;
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use foraker_api::{Amounts, GatekeeperSettings};
+use foraker_confine::Kind;
 use foraker_supervisor::rest::{self, Listener};
-use foraker_supervisor::{Config, Supervisor, cell};
+use foraker_supervisor::{Config, Launcher, Supervisor};
 use sd_notify::NotifyState;
-use vmm_sys_util::eventfd::EventFd;
 
-use crate::args::{CellProcess, Serve};
+use crate::args::Serve;
 use crate::logger;
+use crate::page::Page;
 use crate::signals::Signals;
-
-/// Address space for the guests of a cell: sparse, so that it costs nothing until it is used.
-const ARENA: u64 = 256 << 30;
 
 /// Runs the supervisor; returns the status of the process.
 pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
@@ -27,8 +26,16 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     if (third, fourth) != (0, 0) || usize::from(second) + usize::from(serve.cells) > 256 {
         bail!("{} is no subnet of 16 bits with {} more behind it", serve.first_subnet, serve.cells);
     }
+    let state = std::path::absolute(serve.state()).context("cannot find the state directory")?;
+    foraker_supervisor::make_state_directory(&state)?;
     let inherited = Listener::inherited();
-    let is_ours = inherited.is_none();
+    let own_socket = inherited.is_none().then(|| std::path::absolute(&path)).transpose()?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // Before anything that others have a say in: cells can be started by this process alone from then on.
+    let program = std::env::current_exe().context("cannot find the own program")?;
+    let launcher = Launcher::start(&program, &command_line(serve, processors, &state, own_socket.as_deref()))
+        .context("cannot start the launcher")?;
+    let launchers_end = launcher.process().try_clone()?;
     let listener = match inherited {
         Some(listener) => listener,
         None => serve
@@ -43,33 +50,23 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         println!("clients from elsewhere are served at {at}");
         listeners.push(remote);
     }
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let level = serve.log_level.to_possible_value();
-    let program = std::env::current_exe().context("cannot find the own program")?;
-    let mut command = vec![program.into_os_string(), "cell".into(), "--workers".into()];
-    command.push(serve.workers.unwrap_or(processors).max(1).to_string().into());
-    command.extend(["--log-level".into(), level.map_or("warn".into(), |l| l.get_name().into())]);
-    if let Some(machines) = serve.machines {
-        command.extend(["--machines".into(), machines.to_string().into()]);
-    }
-    let state = std::path::absolute(serve.state()).context("cannot find the state directory")?;
-    command.extend(["--images".into(), state.join(foraker_supervisor::IMAGES).into()]);
+    let page = serve.ui.map(|address| Page::bind(address, serve.ui_writable)).transpose()?;
     let gatekeeper = gatekeeper(serve, processors)?;
+    foraker_confine::begin_supervisor(&state)?;
     let config = Config {
         cells: serve.cells.into(),
-        command,
         first_subnet: serve.first_subnet,
         gatekeeper,
         state,
         log_size: serve.log_size,
     };
-    let (supervisor, found) = Supervisor::start(config)?;
+    let (supervisor, found) = Supervisor::start(config, launcher)?;
     if found.is_anything() {
         eprintln!("vmm: {found}");
     }
     log::info!("serving on {} with {} cells", path.display(), serve.cells);
-    if let Some(address) = serve.ui {
-        crate::page::serve(address, serve.ui_writable, supervisor.clone())?;
+    if let Some(page) = page {
+        page.serve(supervisor.clone())?;
     }
     let (ended, until) = tokio::sync::oneshot::channel::<()>();
     let served = supervisor.clone();
@@ -78,9 +75,11 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         .spawn(move || rest::serve(listeners, served, async move { drop(until.await) }))
         .context("cannot start a thread")?;
     tell(NotifyState::Ready);
-    let never = EventFd::new(0).context("cannot make an event")?;
-    while !signals.wait(&never, None) {}
-    tell(NotifyState::Stopping);
+    foraker_confine::finish(Kind::Main)?;
+    let mut abandoned = false;
+    while !abandoned && !signals.wait(&launchers_end, None) {
+        abandoned = launchers_end.wait(Duration::ZERO)?;
+    }
     // Nobody is told of a guest that ends with its supervisor as if it had ended by itself.
     drop(ended);
     match clients.join() {
@@ -88,8 +87,12 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         Err(_) => bail!("clients cannot be served"),
     }
     supervisor.stop();
-    if is_ours {
-        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    if abandoned {
+        bail!(
+            "the launcher, process {}, by which cells are started, has been ended by somebody else: start \
+             `vmm serve` again, and guests that are to come back do",
+            launchers_end.process()
+        );
     }
     Ok(0)
 }
@@ -99,6 +102,27 @@ fn tell(state: NotifyState) {
     if let Err(e) = sd_notify::notify(&[state]) {
         log::warn!("the service manager cannot be told of it: {e}");
     }
+}
+
+/// The launcher's command line, and in it that of each cell.
+fn command_line(serve: &Serve, processors: usize, state: &Path, socket: Option<&Path>) -> Vec<OsString> {
+    let level = serve.log_level.to_possible_value().map_or("warn".to_owned(), |l| l.get_name().to_owned());
+    let (cells, subnet) = (serve.cells.to_string(), serve.first_subnet.to_string());
+    let mut line: Vec<OsString> =
+        ["launcher", "--cells", &cells, "--first-subnet", &subnet, "--log-level", &level]
+            .map(OsString::from)
+            .into();
+    line.extend(["--state".into(), state.into()]);
+    if let Some(socket) = socket {
+        line.extend(["--socket".into(), socket.into()]);
+    }
+    let workers = serve.workers.unwrap_or(processors).max(1).to_string();
+    line.extend(["--", "cell", "--workers", &workers, "--log-level", &level].map(OsString::from));
+    if let Some(machines) = serve.machines {
+        line.extend(["--machines".into(), machines.to_string().into()]);
+    }
+    line.extend(["--images".into(), state.join(foraker_supervisor::IMAGES).into()]);
+    line
 }
 
 /// What guests may have: as the command line says, or what there is.
@@ -129,35 +153,4 @@ fn memory_for_guests() -> anyhow::Result<u64> {
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal")?;
     let kib: u64 = total.trim().trim_end_matches("kB").trim_end().parse().context("MemTotal")?;
     Ok(kib * 1024 / 8 * 7)
-}
-
-/// Runs a cell on the channel that is its standard input.
-pub(crate) fn run_cell(process: &CellProcess) -> anyhow::Result<u8> {
-    logger::start(process.log_level.filter());
-    // Ctrl-C in a terminal reaches every process: what ends a cell is the supervisor.
-    let _signals = Signals::take().context("cannot take over signals")?;
-    raise_descriptor_limit();
-    // SAFETY: the standard input is this process' own, and nobody else here uses it.
-    let channel = unsafe { UnixStream::from_raw_fd(libc::STDIN_FILENO) };
-    // From here on the process opens what a cell needs, and of other files images only.
-    foraker_confine::begin(foraker_confine::Files {
-        images: vec![process.images.clone()],
-        written: Vec::new(),
-    })?;
-    let (subnet, others) = (process.subnet, process.subnets);
-    let options =
-        cell::Options { workers: process.workers, subnet, others, arena: ARENA, machines: process.machines };
-    cell::run(channel, &options).with_context(|| format!("cell {}", process.number))?;
-    Ok(0)
-}
-
-/// A machine needs two descriptors: all that the host allows.
-fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid structure for the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: as above. If it is refused, the cell holds fewer guests, and says so when they are too many.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    }
 }

@@ -9,9 +9,8 @@ use crate::kind::Kind;
 pub fn reference() -> String {
     let mut text = String::new();
     for kind in Kind::ALL {
-        let note = if kind.is_supervisors() { " (prepared; not applied yet)" } else { "" };
         // Writing to a string does not fail.
-        let _ = writeln!(text, "### `{}`{note}\n\n{}.", kind.name(), capitalised(kind.purpose()));
+        let _ = writeln!(text, "### `{}`\n\n{}.", kind.name(), capitalised(kind.purpose()));
         let kept: Vec<_> = kind.capabilities().iter().map(|c| format!("`{c}`")).collect();
         if !kept.is_empty() {
             let otherwise = if kind == Kind::Uplink { ", where `RLIMIT_NICE` cannot be raised" } else { "" };

@@ -1,5 +1,6 @@
-//! Which files a process may open (Landlock, `man 7 landlock`). Two layers: what set-up needs, for all threads; and, for the main thread when set-up is over,
-//! what guests' starts need. Other threads open nothing by then: their filters have no call for it.
+//! Which files a process may open (Landlock, `man 7 landlock`). For a process that runs guests, two layers: what set-up needs, for all threads; and, for the main
+//! thread when set-up is over, what guests' starts need. Other threads open nothing by then: their filters have no call for it. The supervisor has one layer, its
+//! state directory. The launcher's is above those of the cells that it starts.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,18 @@ use landlock::{
 /// Newest rights that are named here; older kernels know fewer.
 const NEWEST: ABI = ABI::V6;
 
+/// The program of this process, which is the one that the launcher runs.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+/// Where whoever may open it has page faults told to it.
+pub(crate) const USERFAULTFD: &str = "/dev/userfaultfd";
 /// Devices that set-up opens.
-const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"];
+const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", USERFAULTFD];
 /// What the kernel and the host say of themselves: its version, a thread's delays, limits of the processors.
 const READ_IN_SET_UP: [&str; 2] = ["/proc", "/sys/fs/cgroup"];
+/// Where the groups of cells are made.
+const GROUPS: &str = "/sys/fs/cgroup";
+/// Where the supervisor's database gets its first random number from.
+const RANDOM: &str = "/dev/urandom";
 /// The host's name servers.
 const READ_ALWAYS: [&str; 1] = ["/etc/resolv.conf"];
 
@@ -26,6 +35,15 @@ pub struct Files {
     pub images: Vec<PathBuf>,
     /// Files that are written in set-up: traces, captures. Where one is not there yet, set-up may make files in its folder.
     pub written: Vec<PathBuf>,
+}
+
+/// Files of the process that starts cells.
+#[derive(Clone, Debug, Default)]
+pub struct LauncherFiles {
+    /// Where images are, which cells read.
+    pub state: PathBuf,
+    /// The folder of the socket that it removes at the end.
+    pub socket_folder: Option<PathBuf>,
 }
 
 /// What the kernel does about the rules.
@@ -89,8 +107,8 @@ fn enforce(rules: RulesetCreated) -> Result<Enforced, RulesetError> {
     })
 }
 
-/// Restricts the calling thread, and those that it starts, to what set-up needs.
-pub(crate) fn restrict_to_set_up(files: &Files) -> Result<Enforced, RulesetError> {
+/// What the set-up of every process that runs guests needs.
+fn set_up() -> Result<RulesetCreated, RulesetError> {
     let mut rules = ruleset(true)?;
     for device in DEVICES {
         rules = allow(rules, Path::new(device), rights(true))?;
@@ -98,6 +116,12 @@ pub(crate) fn restrict_to_set_up(files: &Files) -> Result<Enforced, RulesetError
     for path in READ_IN_SET_UP.iter().chain(&READ_ALWAYS) {
         rules = allow(rules, Path::new(path), rights(false))?;
     }
+    Ok(rules)
+}
+
+/// Restricts the calling thread, and those that it starts, to what set-up needs.
+pub(crate) fn restrict_to_set_up(files: &Files) -> Result<Enforced, RulesetError> {
+    let mut rules = set_up()?;
     for image in &files.images {
         rules = allow(rules, image, rights(false))?;
     }
@@ -120,4 +144,27 @@ pub(crate) fn restrict_to_images(files: &Files) -> Result<(), RulesetError> {
     }
     // What the kernel lacks was said when set-up began.
     rules.restrict_self().map(drop)
+}
+
+/// Restricts the supervisor to its state directory.
+pub(crate) fn restrict_to_state(state: &Path) -> Result<Enforced, RulesetError> {
+    let own = make_bitflags!(AccessFs::{
+        ReadFile | WriteFile | Truncate | ReadDir | MakeReg | MakeDir | RemoveFile
+    });
+    let rules = allow(ruleset(true)?, state, own)?;
+    enforce(allow(rules, Path::new(RANDOM), rights(false))?)
+}
+
+/// Restricts the launcher, and cells with it, to what cells need, and to the one program that it runs.
+pub(crate) fn restrict_to_launching(files: &LauncherFiles) -> Result<Enforced, RulesetError> {
+    let mut rules = allow(set_up()?, Path::new(OWN_PROGRAM), make_bitflags!(AccessFs::{Execute | ReadFile}))?;
+    rules = allow(rules, &files.state, rights(false))?;
+    let groups = make_bitflags!(AccessFs::{
+        ReadFile | WriteFile | Truncate | ReadDir | MakeDir | RemoveDir
+    });
+    rules = allow(rules, Path::new(GROUPS), groups)?;
+    if let Some(folder) = &files.socket_folder {
+        rules = allow(rules, folder, AccessFs::RemoveFile.into())?;
+    }
+    enforce(rules)
 }

@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn no_kind_may_run_another_program_or_make_memory_executable() {
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Main) {
+        for kind in Kind::ALL {
             let calls = merged(kind);
             for never in [
                 libc::SYS_execve,
@@ -100,13 +100,18 @@ mod tests {
     /// A thread inherits the filters of the one that starts it.
     #[test]
     fn who_starts_a_thread_may_do_what_it_may() {
-        let (starter, started) = (merged(Kind::Channel), merged(Kind::Published));
-        for (number, rules) in started {
-            let Some(own) = starter.get(&number) else { panic!("{number} is missing") };
-            assert!(
-                own.is_empty() || !rules.is_empty() && rules.iter().all(|rule| own.contains(rule)),
-                "{number}"
-            );
+        for (starter, started) in
+            [(Kind::Channel, Kind::Published), (Kind::Keeper, Kind::Console), (Kind::Keeper, Kind::Sender)]
+        {
+            assert!(starter.starts_threads(), "{starter:?}");
+            let (starter, started) = (merged(starter), merged(started));
+            for (number, rules) in started {
+                let Some(own) = starter.get(&number) else { panic!("{number} is missing") };
+                assert!(
+                    own.is_empty() || !rules.is_empty() && rules.iter().all(|rule| own.contains(rule)),
+                    "{number}"
+                );
+            }
         }
     }
 }

@@ -28,19 +28,23 @@ pub enum Kind {
     Channel,
     /// The main thread of `vmm launch`.
     Launch,
-    /// Serves the supervisor's interface.
+    /// Serves the supervisor's clients.
     Control,
-    /// Keeps the supervisor's database.
+    /// Keeps the supervisor's databases.
     Store,
+    /// Keeps a cell: hears what it says, and has it started again.
+    Keeper,
     /// Reads what guests print.
     Console,
-    /// The supervisor's main thread: starts cells.
+    /// Sends to cells what waits for its time.
+    Sender,
+    /// The supervisor's main thread.
     Main,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Worker,
         Kind::Uplink,
         Kind::Machines,
@@ -53,7 +57,9 @@ impl Kind {
         Kind::Launch,
         Kind::Control,
         Kind::Store,
+        Kind::Keeper,
         Kind::Console,
+        Kind::Sender,
         Kind::Main,
     ];
 
@@ -78,7 +84,9 @@ impl Kind {
             Kind::Launch => "launch",
             Kind::Control => "control",
             Kind::Store => "store",
+            Kind::Keeper => "keeper",
             Kind::Console => "console",
+            Kind::Sender => "sender",
             Kind::Main => "main",
         }
     }
@@ -101,17 +109,17 @@ impl Kind {
             Kind::Demand => "tells the supervisor how much of the processors guests ask for",
             Kind::Channel => "a cell's main thread: starts and ends guests as the supervisor says",
             Kind::Launch => "the main thread of `vmm launch`: starts guests, waits for their ends, reports",
-            Kind::Control => "serves the supervisor's interface",
-            Kind::Store => "keeps the supervisor's database",
-            Kind::Console => "reads what guests print",
-            Kind::Main => "the supervisor's main thread: starts cells, which inherit what it may do",
+            Kind::Control => {
+                "serves the supervisor's clients: the API and the live page, with all threads that these start"
+            }
+            Kind::Store => "keeps the supervisor's registry, or guests' logs",
+            Kind::Keeper => {
+                "keeps a cell: has the launcher start it, hears what it says, and again when it has died"
+            }
+            Kind::Console => "reads what the guests of a cell print",
+            Kind::Sender => "sends to cells what they could not take at once, or what waited for its time",
+            Kind::Main => "the supervisor's main thread: waits for a signal, and ends the cells",
         }
-    }
-
-    /// Whether it is the supervisor that has such threads.
-    #[must_use]
-    pub fn is_supervisors(self) -> bool {
-        matches!(self, Kind::Control | Kind::Store | Kind::Console | Kind::Main)
     }
 
     pub(crate) fn groups(self) -> &'static [Group] {
@@ -128,7 +136,9 @@ impl Kind {
             Kind::Launch => cell::LAUNCH,
             Kind::Control => supervisor::CONTROL,
             Kind::Store => supervisor::STORE,
+            Kind::Keeper => supervisor::KEEPER,
             Kind::Console => supervisor::CONSOLE,
+            Kind::Sender => supervisor::SENDER,
             Kind::Main => supervisor::MAIN,
         }
     }
@@ -146,16 +156,6 @@ impl Kind {
             Kind::Uplink => &[Capability::CAP_SYS_NICE],
             // A guest may be published on a port below 1024.
             Kind::Channel => &[Capability::CAP_NET_BIND_SERVICE],
-            // What cells need for their set-up.
-            Kind::Main => &[
-                Capability::CAP_NET_ADMIN,
-                Capability::CAP_NET_BIND_SERVICE,
-                Capability::CAP_SYS_PTRACE,
-                Capability::CAP_SYS_RESOURCE,
-                Capability::CAP_SETPCAP,
-                Capability::CAP_KILL,
-                Capability::CAP_DAC_OVERRIDE,
-            ],
             _ => &[],
         }
     }
@@ -163,6 +163,6 @@ impl Kind {
     /// Whether it starts threads once it is confined.
     #[must_use]
     pub fn starts_threads(self) -> bool {
-        matches!(self, Kind::Channel)
+        matches!(self, Kind::Channel | Kind::Control | Kind::Keeper)
     }
 }

@@ -10,6 +10,8 @@
 //! finish(kind)             the main thread, when set-up is over: images only, its capabilities, its filter
 //! ```
 //!
+//! The supervisor begins with [`begin_supervisor`]. The process that starts cells has no filter, as they would inherit it: [`confine_launcher`].
+//!
 //! - [`call`]: the words of a table; `table`: the tables, made of groups; `request`: numbers of `ioctl`.
 //! - `program`: tables as programs for the kernel; `filter`: those of each kind. [`files`]: Landlock. `privileges`: capabilities and the like.
 //! - [`book`]: the tables as the book prints them.
@@ -29,11 +31,12 @@ mod program;
 mod request;
 mod table;
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use caps::Capability;
 
-pub use files::{Enforced, Files};
+pub use files::{Enforced, Files, LauncherFiles};
 use filter::Filter;
 pub use kind::Kind;
 
@@ -59,7 +62,8 @@ pub enum Error {
 struct Confinement {
     /// Filters of the kinds of threads that it has, made when the first one of each is confined.
     filters: [OnceLock<Filter>; Kind::ALL.len()],
-    files: Files,
+    /// What the main thread may open when set-up is over; none if that changes nothing.
+    files: Option<Files>,
     /// Whether threads may go before others without a capability for it.
     precedence: bool,
 }
@@ -72,11 +76,54 @@ static CONFINEMENT: OnceLock<Confinement> = OnceLock::new();
 /// # Errors
 /// The kernel refuses. A kernel without Landlock is no error: it is logged.
 pub fn begin(files: Files) -> Result<Enforced, Error> {
-    let precedence = privileges::give_up().map_err(Error::Privileges)?;
+    let precedence = privileges::allow_precedence();
+    privileges::give_up().map_err(Error::Privileges)?;
     let enforced = files::restrict_to_set_up(&files)?;
-    let filters = [const { OnceLock::new() }; Kind::ALL.len()];
-    CONFINEMENT.set(Confinement { filters, files, precedence }).map_err(|_| Error::Twice)?;
+    remember(Some(files), precedence)?;
     Ok(enforced)
+}
+
+/// The same for the supervisor: from now on it opens nothing but what is in its state directory, which is there already, and has no capability.
+///
+/// # Errors
+/// The kernel refuses. A kernel without Landlock is no error: it is logged.
+pub fn begin_supervisor(state: &Path) -> Result<Enforced, Error> {
+    privileges::give_up().map_err(Error::Privileges)?;
+    privileges::keep(std::iter::empty()).map_err(Error::Privileges)?;
+    let enforced = files::restrict_to_state(state)?;
+    remember(None, false)?;
+    Ok(enforced)
+}
+
+/// What cells need in their set-up: a TAP device, ports below 1024, precedence for a thread, limits, and to give the rest up. And what the launcher needs to make
+/// their control groups: the root of those is a folder that nobody may write to.
+const LAUNCHERS: [Capability; 6] = [
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SYS_NICE,
+    Capability::CAP_SYS_RESOURCE,
+    Capability::CAP_SETPCAP,
+];
+
+/// Confines the process that starts cells, and the cells with it, to what cells need before they confine themselves further: capabilities, files, and one program.
+/// It has no filter, which cells would inherit.
+///
+/// # Errors
+/// The kernel refuses. A kernel without Landlock is no error: it is logged.
+pub fn confine_launcher(files: &LauncherFiles) -> Result<Enforced, Error> {
+    let mut kept = LAUNCHERS.to_vec();
+    if !Path::new(files::USERFAULTFD).exists() {
+        // Kernels before 6.1 ask for it instead.
+        kept.push(Capability::CAP_SYS_PTRACE);
+    }
+    privileges::give_up_but(&kept).map_err(Error::Privileges)?;
+    Ok(files::restrict_to_launching(files)?)
+}
+
+fn remember(files: Option<Files>, precedence: bool) -> Result<(), Error> {
+    let filters = [const { OnceLock::new() }; Kind::ALL.len()];
+    CONFINEMENT.set(Confinement { filters, files, precedence }).map_err(|_| Error::Twice)
 }
 
 /// Set-up is over: confines the main thread as well. Threads that it starts from now on inherit what it may do, and restrict it further by [`enter`]. Does
@@ -87,7 +134,9 @@ pub fn begin(files: Files) -> Result<Enforced, Error> {
 pub fn finish(kind: Kind) -> Result<(), Error> {
     match CONFINEMENT.get() {
         Some(confinement) => {
-            files::restrict_to_images(&confinement.files)?;
+            if let Some(files) = &confinement.files {
+                files::restrict_to_images(files)?;
+            }
             confinement.confine(kind)
         }
         None => Ok(()),

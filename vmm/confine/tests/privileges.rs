@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use caps::{CapSet, Capability};
 use common::{CAME_BACK, End, KILLED, begin_reading, call, error, in_child, wait};
-use foraker_confine::{Enforced, Files, Kind, begin, enter, finish};
+use foraker_confine::{
+    Enforced, Files, Kind, LauncherFiles, begin, begin_supervisor, confine_launcher, enter, finish,
+};
 
 /// A file to be read, and one beside it.
 struct Place {
@@ -218,6 +220,97 @@ fn files_to_be_written_are_written_in_set_up_and_no_others() {
     assert_eq!(end, KILLED, "when set-up is over");
 }
 
+/// The supervisor has one folder, and no capability from the first moment on; what it does there is a file's business.
+#[test]
+fn the_supervisor_has_its_state_directory_and_nothing_else() {
+    if !has_landlock() {
+        return;
+    }
+    let place = Place::new("state");
+    let (state, secret) = (place.at("images"), place.at("secret"));
+    let link = place.at("images/link");
+    std::os::unix::fs::symlink(&secret, &link).expect("a link");
+    let attempt = |attempt: &dyn Fn() -> i32| {
+        in_child(|| {
+            begin_supervisor(&state).expect("begun");
+            if !caps::read(None, CapSet::Permitted).is_ok_and(|had| had.is_empty()) {
+                return CAME_BACK;
+            }
+            attempt()
+        })
+    };
+    let (yes, no) = (End::Exit(0), End::Exit(libc::EACCES));
+    let (new, newer) = (state.join("new"), state.join("newer"));
+    assert_eq!(attempt(&|| refused(fs::write(&new, "new")) + refused(fs::rename(&new, &newer))), yes);
+    assert_eq!(attempt(&|| refused(fs::read_dir(&state)) + refused(fs::read(&newer))), yes);
+    assert_eq!(attempt(&|| refused(fs::remove_file(&newer)) + refused(fs::create_dir(&new))), yes);
+    assert_eq!(attempt(&|| refused(fs::read(&secret))), no);
+    assert_eq!(attempt(&|| refused(fs::read(&link))), no, "a link leads nowhere");
+    assert_eq!(attempt(&|| refused(fs::write(place.at("beside"), "x"))), no);
+    assert_eq!(attempt(&|| refused(fs::remove_file(&secret))), no);
+    assert_eq!(attempt(&|| refused(fs::read_dir(&place.folder))), no);
+    for path in ["/proc/self/status", "/etc/passwd", "/dev/kvm", "/sys/fs/cgroup/cgroup.procs"] {
+        let end = attempt(&|| refused(fs::File::open(path)));
+        assert!(end == no || end == End::Exit(libc::ENOENT), "{path}: {end:?}");
+    }
+    assert_eq!(attempt(&|| refused(std::process::Command::new("/proc/self/exe").spawn())), no);
+    // Its main thread, and those that open files, when set-up is over.
+    for kind in [Kind::Main, Kind::Keeper] {
+        let end = attempt(&|| {
+            enter(kind);
+            refused(fs::read(state.join("image")))
+        });
+        assert_eq!(end, KILLED, "{kind:?} opens nothing");
+    }
+    for kind in [Kind::Control, Kind::Store] {
+        let end = attempt(&|| {
+            enter(kind);
+            refused(fs::read(state.join("image"))) + refused(fs::read(&secret))
+        });
+        assert_eq!(end, no, "{kind:?}");
+    }
+}
+
+/// The launcher runs one program, its own, with the capabilities that cells need.
+#[test]
+fn the_launcher_runs_its_own_program_and_no_other() {
+    if !has_landlock() {
+        return;
+    }
+    let place = Place::new("launcher");
+    let attempt = |attempt: &dyn Fn() -> i32| {
+        in_child(|| {
+            let files = LauncherFiles { state: place.at("images"), socket_folder: None };
+            confine_launcher(&files).expect("confined");
+            attempt()
+        })
+    };
+    let status = |program: &str| {
+        let status = std::process::Command::new(program).arg("--list").stdout(std::io::stderr()).status();
+        status.map_or_else(|e| e.raw_os_error().unwrap_or(-1), |status| status.code().unwrap_or(-1))
+    };
+    assert_eq!(attempt(&|| status("/proc/self/exe")), End::Exit(0));
+    for other in ["/bin/true", "/bin/sh"] {
+        assert_eq!(attempt(&|| status(other)), End::Exit(libc::EACCES), "{other}");
+    }
+    assert_eq!(attempt(&|| refused(fs::read(place.at("images/image")))), End::Exit(0));
+    for (name, written) in [("secret", false), ("images/new", true)] {
+        let path = place.at(name);
+        let end =
+            attempt(&|| refused(if written { fs::write(&path, "x") } else { fs::read(&path).map(drop) }));
+        assert_eq!(end, End::Exit(libc::EACCES), "{name}");
+    }
+    let dropped = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_MODULE, Capability::CAP_KILL];
+    let end = attempt(&|| {
+        let sets = [CapSet::Permitted, CapSet::Effective];
+        let has = |set, capability| caps::has_cap(None, set, capability).unwrap_or(true);
+        let kept = dropped.iter().any(|capability| sets.iter().any(|set| has(*set, *capability)));
+        // Cells, which are run by it, get none back either.
+        i32::from(kept)
+    });
+    assert_eq!(end, End::Exit(0));
+}
+
 /// Landlock, from version 6 on, keeps signals within.
 #[test]
 fn no_signal_leaves_the_process() {
@@ -237,16 +330,32 @@ fn no_signal_leaves_the_process() {
 /// The main thread starts threads, which restrict themselves further, and never a process.
 #[test]
 fn threads_can_be_started_and_processes_cannot() {
+    for (starter, started) in
+        [(Kind::Channel, Kind::Published), (Kind::Keeper, Kind::Console), (Kind::Keeper, Kind::Sender)]
+    {
+        let end = in_child(|| {
+            begin_reading(&[]);
+            finish(starter).expect("confined");
+            let thread = std::thread::Builder::new().name("another".to_owned()).spawn(move || {
+                enter(started);
+                7
+            });
+            thread.map_or(1, |thread| thread.join().unwrap_or(2))
+        });
+        assert_eq!(end, End::Exit(7), "{starter:?}: {started:?}");
+    }
+    // Threads of clients are of the kind of who starts them, and need no more than to be started.
     let end = in_child(|| {
         begin_reading(&[]);
-        finish(Kind::Channel).expect("confined");
-        let thread = std::thread::Builder::new().name("published".to_owned()).spawn(|| {
-            enter(Kind::Published);
-            7
+        enter(Kind::Control);
+        let thread = std::thread::Builder::new().name("another".to_owned()).spawn(|| {
+            call(libc::SYS_getpeername, -1);
+            call(libc::SYS_getppid, 0);
+            CAME_BACK
         });
         thread.map_or(1, |thread| thread.join().unwrap_or(2))
     });
-    assert_eq!(end, End::Exit(7));
+    assert_eq!(end, KILLED);
     let end = in_child(|| {
         begin_reading(&[]);
         finish(Kind::Channel).expect("confined");
@@ -258,7 +367,7 @@ fn threads_can_be_started_and_processes_cannot() {
         thread.join().map_or(1, |_| CAME_BACK)
     });
     assert_eq!(end, KILLED);
-    for kind in [Kind::Channel, Kind::Launch] {
+    for kind in [Kind::Channel, Kind::Launch, Kind::Control, Kind::Keeper, Kind::Main] {
         let end = in_child(|| {
             begin_reading(&[]);
             finish(kind).expect("confined");

@@ -1,11 +1,12 @@
 //! The state directory: one supervisor at a time, and none while cells of an earlier one are still there.
 //!
-//! Both are told by locks that the kernel lets go when a process ends, however it ends (flock(2)). Each cell inherits an open file with a shared lock; a
-//! supervisor that finds such locks waits until the last of them is gone, because those cells still have their TAP devices and ports.
+//! Both are told by locks that the kernel lets go when a process ends, however it ends (flock(2)). The supervisor has an open file with a shared lock, its *mark*,
+//! of which each cell inherits a copy; a supervisor that finds the lock waits until the last copy is gone, because those cells still have their TAP devices and ports.
+//! The mark is passed to the launcher with each request for a cell, so that there is no moment between the death of one and the start of the other without it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,11 +21,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Directory {
     path: PathBuf,
     _own: File,
+    mark: File,
 }
 
-/// A lock that a cell is to inherit; dropped when the cell has its copy.
-#[derive(Debug)]
-pub(crate) struct CellMark(#[expect(dead_code, reason = "held, not read")] File);
+/// Makes it, for this user alone, if it is not there.
+///
+/// # Errors
+/// The file system says no.
+pub fn make(path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Directory { path: path.to_path_buf(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+}
 
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
@@ -44,22 +51,24 @@ fn lock(file: &File, operation: i32) -> io::Result<bool> {
 impl Directory {
     /// Makes it if it is not there, and takes it.
     pub(crate) fn open(path: &Path) -> Result<Directory, StoreError> {
+        make(path)?;
         let failed = |source| StoreError::Directory { path: path.to_path_buf(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let own = open(&path.join("lock")).map_err(failed)?;
         if !lock(&own, libc::LOCK_EX).map_err(failed)? {
             return Err(StoreError::InUse(path.to_path_buf()));
         }
-        let cells = open(&path.join("cells.lock")).map_err(failed)?;
+        let mark = open(&path.join("cells.lock")).map_err(failed)?;
         let since = Instant::now();
-        while !lock(&cells, libc::LOCK_EX).map_err(failed)? {
+        while !lock(&mark, libc::LOCK_EX).map_err(failed)? {
             if since.elapsed() > PATIENCE {
                 let text = "cells of an earlier supervisor do not end: see `ps -C vmm`";
                 return Err(failed(io::Error::other(text)));
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(Directory { path: path.to_path_buf(), _own: own })
+        // Shared from now on; nobody else can have it meanwhile, as the first lock is needed for that.
+        lock(&mark, libc::LOCK_SH).map_err(failed)?;
+        Ok(Directory { path: path.to_path_buf(), _own: own, mark })
     }
 
     /// Where it is.
@@ -67,21 +76,9 @@ impl Directory {
         &self.path
     }
 
-    /// Makes a lock for a cell that is about to be started: it inherits it.
-    pub(crate) fn mark_cell(&self) -> io::Result<CellMark> {
-        let file = open(&self.path.join("cells.lock"))?;
-        lock(&file, libc::LOCK_SH)?;
-        set_inherited(&file)?;
-        Ok(CellMark(file))
-    }
-}
-
-fn set_inherited(file: &File) -> io::Result<()> {
-    // SAFETY: an open descriptor.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    /// What each cell is to inherit.
+    pub(crate) fn mark(&self) -> BorrowedFd<'_> {
+        self.mark.as_fd()
     }
 }
 
@@ -95,9 +92,8 @@ mod tests {
         let path = root.path().join("deep/state");
         let first = Directory::open(&path).unwrap();
         assert!(matches!(Directory::open(&path), Err(StoreError::InUse(_))));
-        let mark = first.mark_cell().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("0.3").spawn().unwrap();
-        drop(mark);
+        let mark = first.mark().try_clone_to_owned().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("0.3").stdin(mark).spawn().unwrap();
         let since = Instant::now();
         drop(first);
         let second = Directory::open(&path).unwrap();

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   client --REST--> supervisor --channel--> cell (a process): guests
-//!                        |  \------channel--> cell ...
-//!                     registry, logs
+//!                     |  |  \------channel--> cell ...
+//!       registry, logs   launcher (a process): starts them
 //! ```
 //!
 //! - [`channel`]: messages over a stream, and what they say.
 //! - [`cell`]: the cell's side: carries out what the supervisor asks, and says how guests end.
 //! - [`supervisor`]: keeps the list of guests, places them on cells, restarts cells that die and, as their policy says, their guests.
+//! - [`launcher`]: the process that starts cells, so that the supervisor need not be able to.
 //! - [`admission`]: who may have how much, and who waits.
 //! - [`resolve`]: what a guest gets of which little is said.
 //! - `store`: the registry, which outlives the process; `images`, `networks`, `logs`, `events`: what else it keeps.
@@ -20,13 +21,14 @@
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod admission;
-mod background;
+pub mod background;
 pub mod cell;
 pub mod channel;
 mod directory;
 mod events;
 pub mod fault;
 mod images;
+pub mod launcher;
 mod logs;
 mod manifest;
 mod networks;
@@ -39,8 +41,10 @@ pub mod supervisor;
 mod weights;
 
 pub use channel::{Ended, Order};
+pub use directory::make as make_state_directory;
 pub use foraker_policy::placement::MOST_GUESTS;
 pub use images::FOLDER as IMAGES;
+pub use launcher::Launcher;
 pub use logs::DEFAULT_SIZE as DEFAULT_LOG_SIZE;
 pub use refused::Refused;
 pub use supervisor::{Config, Found, StartError, Supervisor};

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use foraker_api::units::now_ms;
+use foraker_confine::Kind;
 use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
 
@@ -107,7 +108,10 @@ impl Logs {
         let (messages, asked) = channel();
         std::thread::Builder::new()
             .name("logs".to_owned())
-            .spawn(move || keeper.keep(&from, &asked))
+            .spawn(move || {
+                foraker_confine::enter(Kind::Store);
+                keeper.keep(&from, &asked);
+            })
             .map_err(|source| StoreError::Directory { path: directory.to_path_buf(), source })?;
         Ok(Logs { lines, messages, counted: Arc::default() })
     }

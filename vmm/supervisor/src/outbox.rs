@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use foraker_confine::Kind;
+
 use crate::channel::{ToCell, encode};
 
 /// Most guests of a message that is written at once: more take their time.
@@ -48,7 +50,10 @@ impl Outbox {
     pub(crate) fn new(stream: UnixStream, name: String) -> io::Result<Outbox> {
         let shared = Arc::new(Shared { stream, queue: Mutex::default(), changed: Condvar::new() });
         let own = Arc::clone(&shared);
-        std::thread::Builder::new().name(name).spawn(move || own.serve())?;
+        std::thread::Builder::new().name(name).spawn(move || {
+            foraker_confine::enter(Kind::Sender);
+            own.serve();
+        })?;
         Ok(Outbox(shared))
     }
 }

@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use foraker_api::{GatekeeperSettings, GuestSpec, OwnerSettings};
+use foraker_confine::Kind;
 use rusqlite::{Connection, OptionalExtension, params};
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -225,7 +226,7 @@ impl Store {
         let thread = std::thread::Builder::new()
             .name("registry".to_owned())
             .spawn(move || {
-                background::enter();
+                background::enter(Kind::Store);
                 keep(database, &from);
             })
             .map_err(|source| StoreError::Directory { path: directory.to_path_buf(), source })?;
@@ -261,6 +262,8 @@ pub(crate) fn prepare(database: &Connection) -> rusqlite::Result<()> {
     database.pragma_update(None, "synchronous", "normal")?;
     // The thread does it when it has nothing else to do.
     database.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // Nothing is written anywhere else.
+    database.pragma_update(None, "temp_store", "memory")?;
     database.set_prepared_statement_cache_capacity(32);
     Ok(())
 }

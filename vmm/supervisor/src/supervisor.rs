@@ -16,24 +16,24 @@ mod tests;
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foraker_api::{Counters, GatekeeperSettings};
+use foraker_confine::Kind;
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::channel::{FromCell, ToCell, receive};
 use crate::directory::Directory;
 use crate::events::Events;
+use crate::launcher::{Ending, Launcher, Started};
 use crate::logs::Logs;
 use crate::outbox::{Outbox, Tell};
 use crate::store::StoreError;
-use crate::weights::Weights;
 pub use restore::Found;
 pub use state::Phase;
 use state::State;
@@ -42,14 +42,14 @@ use survey::Surveys;
 /// A cell that died sooner than this after its start is started again only after a while: a quarter of it, and twice as long each time.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
+/// How long a cell's process may take to end when its channel has: then it is ended.
+const LINGERS: Duration = Duration::from_secs(10);
+
 /// How a supervisor is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Cells.
     pub cells: usize,
-    /// Command that runs a cell, whose standard input is its channel and whose standard output its console; the cell's number, its subnet and the
-    /// range of all subnets are appended.
-    pub command: Vec<std::ffi::OsString>,
     /// The first cell's subnet of 16 bits; the next ones follow.
     pub first_subnet: Ipv4Addr,
     /// What guests may have, unless a client has settled that.
@@ -81,8 +81,8 @@ struct Shared {
     due: Condvar,
     /// A guest may have come to run or ended.
     heard: Notify,
-    /// What cells weigh beside each other, where the host can weigh processes.
-    weights: Option<Weights>,
+    /// Starts cells.
+    launcher: Option<Launcher>,
     surveys: Surveys,
     events: Events,
     logs: Option<Logs>,
@@ -95,23 +95,13 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct Supervisor(Arc<Shared>);
 
-/// Cells' groups; none, with a word about it, where the host does not allow it.
-fn weights() -> Option<Weights> {
-    let weights = Weights::of_this_process();
-    if let Err(e) = &weights {
-        log::info!("shares hold within each cell, and cells share the processors alike: {e}");
-    }
-    weights.ok()
-}
-
 impl Supervisor {
     /// Takes up what an earlier one has left, starts the cells and waits until they are there.
     ///
     /// # Errors
     /// The state cannot be used, the host has no threads to give, or no cell can be started.
-    pub fn start(config: Config) -> Result<(Supervisor, Found), StartError> {
+    pub fn start(config: Config, launcher: Launcher) -> Result<(Supervisor, Found), StartError> {
         let directory = Directory::open(&config.state)?;
-        let weights = weights();
         let (state, logs, found) = restore::take_up(&config, &directory)?;
         let count = config.cells;
         let supervisor = Supervisor(Arc::new(Shared {
@@ -121,7 +111,7 @@ impl Supervisor {
             changed: Condvar::new(),
             due: Condvar::new(),
             heard: Notify::new(),
-            weights,
+            launcher: Some(launcher),
             surveys: Surveys::default(),
             logs: Some(logs),
             directory: Some(directory),
@@ -129,12 +119,16 @@ impl Supervisor {
         }));
         for number in 0..count {
             let supervisor = supervisor.clone();
-            std::thread::Builder::new()
-                .name(format!("cell-{number}"))
-                .spawn(move || supervisor.keep_cell(number))?;
+            std::thread::Builder::new().name(format!("cell-{number}")).spawn(move || {
+                foraker_confine::enter(Kind::Keeper);
+                supervisor.keep_cell(number);
+            })?;
         }
         let again = supervisor.clone();
-        std::thread::Builder::new().name("restarts".to_owned()).spawn(move || again.keep_time())?;
+        std::thread::Builder::new().name("restarts".to_owned()).spawn(move || {
+            foraker_confine::enter(Kind::Sender);
+            again.keep_time();
+        })?;
         let mut state = supervisor.lock();
         // A cell that cannot be made ends at once, and is started again and again.
         while !state.cells.iter().all(|c| c.load.alive) && state.cells.iter().all(|c| c.restarts < 3) {
@@ -168,13 +162,13 @@ impl Supervisor {
         while state.cells.iter().any(|c| c.process.is_some()) {
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if let Some(weights) = &self.0.weights {
-            weights.remove();
-        }
         // What was noted is written before the process ends.
         let written = state.records.store.write(Vec::new());
         drop(state);
         written.wait();
+        if let Some(launcher) = &self.0.launcher {
+            launcher.end();
+        }
     }
 
     /// Runs a cell's process, again whenever it ends, until the supervisor stops.
@@ -184,7 +178,7 @@ impl Supervisor {
         while !self.lock().stopping {
             let started = Instant::now();
             match self.spawn(number) {
-                Ok((child, from)) => self.follow(number, child, from),
+                Ok((process, from)) => self.follow(number, &process, from),
                 Err(e) => log::error!("cell {number} cannot be started: {e}"),
             }
             let mut state = self.lock();
@@ -207,42 +201,26 @@ impl Supervisor {
         }
     }
 
-    fn spawn(&self, number: usize) -> io::Result<(Child, UnixStream)> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let config = &self.0.config;
-        let program = config.command.first().ok_or_else(|| io::Error::other("no command for cells"))?;
-        let [a, b, ..] = config.first_subnet.octets();
-        let second = usize::from(b) + number;
-        let subnet = format!("{a}.{second}.0.0/16");
-        let last = usize::from(b) + config.cells.saturating_sub(1);
-        let all = format!("{a}.{b}.0.0-{a}.{last}.255.255");
-        let mark = self.0.directory.as_ref().map(Directory::mark_cell).transpose()?;
-        let child = Command::new(program)
-            .args(config.command.get(1..).unwrap_or_default())
-            .args(["--number", &number.to_string(), "--subnet", &subnet, "--subnets", &all])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::piped())
-            .spawn();
-        // It holds its own copy, for as long as it lives.
-        drop(mark);
-        let mut child = child?;
-        if let Some(weights) = &self.0.weights {
-            weights.admit(number, child.id());
-        }
-        if let (Some(logs), Some(console)) = (&self.0.logs, child.stdout.take()) {
+    fn spawn(&self, number: usize) -> io::Result<(Ending, UnixStream)> {
+        let none = || io::Error::other("nobody starts cells");
+        let launcher = self.0.launcher.as_ref().ok_or_else(none)?;
+        let mark = self.0.directory.as_ref().ok_or_else(none)?.mark();
+        let Started { process, channel, console } = launcher.start_cell(number, mark.as_raw_fd())?;
+        if let Some(logs) = &self.0.logs {
             let (logs, supervisor) = (logs.clone(), self.clone());
-            std::thread::Builder::new()
-                .name(format!("console-{number}"))
-                .spawn(move || logs.hear(console, |id| supervisor.is_of(number, id)))?;
+            std::thread::Builder::new().name(format!("console-{number}")).spawn(move || {
+                foraker_confine::enter(Kind::Console);
+                logs.hear(console, |id| supervisor.is_of(number, id));
+            })?;
         }
-        let to = Outbox::new(ours.try_clone()?, format!("to-cell-{number}"))?;
+        let to = Outbox::new(channel.try_clone()?, format!("to-cell-{number}"))?;
         let mut state = self.lock();
         let stopping = state.stopping;
         if let Some(cell) = state.cells.get_mut(number) {
-            cell.process = Some(child.id());
+            cell.process = Some(process.process());
             cell.to = (!stopping).then(|| Box::new(to) as Box<dyn Tell>);
         }
-        Ok((child, ours))
+        Ok((process, channel))
     }
 
     /// Whether a guest is, or was last, on a cell: that speaks for its own guests only.
@@ -258,12 +236,13 @@ impl Supervisor {
     }
 
     /// Hears what a cell says until its process has ended.
-    fn follow(&self, number: usize, mut child: Child, mut from: UnixStream) {
+    fn follow(&self, number: usize, process: &Ending, mut from: UnixStream) {
+        let launcher = self.0.launcher.as_ref();
         loop {
             match receive::<FromCell>(&mut from) {
                 Ok(Some(FromCell::Demand(asked))) => {
-                    if let Some(weights) = &self.0.weights {
-                        weights.set(number, asked);
+                    if let Some(launcher) = launcher {
+                        launcher.weigh(number, asked);
                     }
                 }
                 Ok(Some(FromCell::Survey { number: survey, guests, load })) => {
@@ -286,15 +265,27 @@ impl Supervisor {
                 Ok(None) => break,
                 Err(e) => {
                     log::error!("cell {number} says what cannot be understood: {e}");
-                    // It is our own child, and lost to us.
-                    let _ = child.kill();
+                    // It is lost to us.
+                    self.kill(number);
                     break;
                 }
             }
         }
-        if let Err(e) = child.wait() {
-            log::error!("cell {number}: {e}");
+        loop {
+            match process.wait(LINGERS) {
+                Ok(true) => return,
+                // It has closed its channel, and does not end.
+                Ok(false) if self.kill(number) => {}
+                // Nobody is left who could end it.
+                Ok(false) => return,
+                Err(e) => return log::error!("cell {number}: {e}"),
+            }
         }
+    }
+
+    /// Has a cell ended that does not end by itself. Returns whether somebody was there to do so.
+    fn kill(&self, number: usize) -> bool {
+        self.0.launcher.as_ref().is_some_and(|launcher| launcher.kill(number).is_ok())
     }
 
     /// Starts guests again whose time has come, and forgets those that have said farewell.

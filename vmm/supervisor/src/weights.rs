@@ -1,7 +1,7 @@
 //! What cells weigh beside each other on the host's processors: a control group for each, so that a share means the same in every cell.
 //!
-//! Both versions of the interface are known. With the second, a group with processes of its own cannot weigh groups below it, so that the supervisor has to
-//! be alone in its group (or in the root); it then moves to one below. Where that is not so, or nothing may be written, cells share the processors alike.
+//! Both versions of the interface are known. With the second, a group with processes of its own cannot weigh groups below it, so that the supervisor and its launcher have
+//! to be alone in their group (or in the root); they then move to one below. Where that is not so, or nothing may be written, cells share the processors alike.
 
 use std::fs;
 use std::io;
@@ -24,6 +24,11 @@ enum Version {
     Second,
 }
 
+/// Puts a process into a group.
+fn join(group: &Path, process: u32) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), process.to_string())
+}
+
 /// The groups of this supervisor's cells.
 #[derive(Debug)]
 pub(crate) struct Weights {
@@ -32,7 +37,7 @@ pub(crate) struct Weights {
     version: Version,
     /// What their names begin with.
     prefix: String,
-    /// The group below its own that the supervisor has moved to.
+    /// The group below their own that the supervisor and its launcher have moved to.
     moved: Option<PathBuf>,
     /// What each cell asks for.
     asked: Mutex<Vec<Asked>>,
@@ -41,15 +46,15 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Finds out where this process may make groups.
+    /// Finds out where this process may make groups. `processes` are the supervisor, by which they are named, and others that are no cells.
     ///
     /// # Errors
     /// Nowhere.
-    pub(crate) fn of_this_process() -> io::Result<Weights> {
-        Self::find(Path::new(MOUNT), &fs::read_to_string("/proc/self/cgroup")?, std::process::id())
+    pub(crate) fn of_processes(processes: &[u32]) -> io::Result<Weights> {
+        Self::find(Path::new(MOUNT), &fs::read_to_string("/proc/self/cgroup")?, processes)
     }
 
-    fn find(mount: &Path, groups: &str, process: u32) -> io::Result<Weights> {
+    fn find(mount: &Path, groups: &str, processes: &[u32]) -> io::Result<Weights> {
         // `hierarchy:controllers:path`; hierarchy 0 is the second version's.
         let of = |wanted: &dyn Fn(&str, &str) -> bool| {
             groups.lines().find_map(|line| {
@@ -58,7 +63,7 @@ impl Weights {
                 wanted(hierarchy, controllers).then(|| path.trim_start_matches('/').to_owned())
             })
         };
-        let prefix = format!("foraker-{process}-");
+        let prefix = format!("foraker-{}-", processes.first().copied().unwrap_or_default());
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
         let make = |parent, version| {
             let (asked, host) = (Mutex::default(), processors * 1000);
@@ -72,7 +77,7 @@ impl Weights {
             let path = of(&|hierarchy, _| hierarchy == "0")
                 .ok_or_else(|| io::Error::other("this process is in no control group"))?;
             let mut weights = make(mount.join(path), Version::Second);
-            weights.delegate(process)?;
+            weights.delegate(processes)?;
             weights
         };
         weights.sweep();
@@ -83,11 +88,11 @@ impl Weights {
     }
 
     /// Has the groups below this process's own be weighed.
-    fn delegate(&mut self, process: u32) -> io::Result<()> {
+    fn delegate(&mut self, processes: &[u32]) -> io::Result<()> {
         let enable = || fs::write(self.parent.join("cgroup.subtree_control"), "+cpu");
         let Err(busy) = enable() else { return Ok(()) };
         let below = self.parent.join(format!("{}supervisor", self.prefix));
-        let moves = |to: &Path| fs::write(to.join("cgroup.procs"), process.to_string());
+        let moves = |to: &Path| processes.iter().try_for_each(|process| join(to, *process));
         fs::create_dir(&below)?;
         if moves(&below).and_then(|()| enable()).is_err() {
             let _ = moves(&self.parent);
@@ -119,7 +124,7 @@ impl Weights {
         let group = self.group(cell);
         // It is there when the cell was started before.
         let _ = fs::create_dir(&group);
-        if let Err(e) = fs::write(group.join("cgroup.procs"), process.to_string()) {
+        if let Err(e) = join(&group, process) {
             log::warn!("cell {cell} is in no control group of its own: {e}");
         }
         self.set(cell, Asked::default());
@@ -154,10 +159,12 @@ impl Weights {
         }
     }
 
-    /// Takes the groups away, when the cells are gone.
-    pub(crate) fn remove(&self) {
+    /// Takes the groups away, when the cells are gone. `processes` are those that are no cells and still there.
+    pub(crate) fn remove(&self, processes: impl Iterator<Item = u32>) {
         if let Some(below) = &self.moved {
-            let _ = fs::write(self.parent.join("cgroup.procs"), std::process::id().to_string());
+            for process in processes {
+                let _ = join(&self.parent, process);
+            }
             let _ = fs::remove_dir(below);
         }
         let mine = |name: &str| name.starts_with(&self.prefix);
@@ -198,7 +205,7 @@ mod tests {
     fn the_first_version() {
         let tree = Tree::new("first");
         fs::create_dir_all(tree.0.join("cpu/here/foraker-1-0")).unwrap();
-        let weights = Weights::find(&tree.0, "3:cpuset:/\n2:cpu,cpuacct:/here\n0::/\n", 77).unwrap();
+        let weights = Weights::find(&tree.0, "3:cpuset:/\n2:cpu,cpuacct:/here\n0::/\n", &[77, 78]).unwrap();
         assert!(!tree.0.join("cpu/here/foraker-1-0").exists(), "left by one that was killed");
         weights.admit(1, 4242);
         assert_eq!(tree.text("cpu/here/foraker-77-1/cgroup.procs"), "4242");
@@ -222,7 +229,7 @@ mod tests {
     fn the_second_version() {
         let tree = Tree::new("second");
         fs::create_dir_all(tree.0.join("slice")).unwrap();
-        let weights = Weights::find(&tree.0, "0::/slice\n", 77).unwrap();
+        let weights = Weights::find(&tree.0, "0::/slice\n", &[77, 78]).unwrap();
         assert_eq!(tree.text("slice/cgroup.subtree_control"), "+cpu");
         weights.admit(0, 4242);
         assert_eq!(tree.text("slice/foraker-77-0/cpu.weight"), "100");
@@ -233,8 +240,8 @@ mod tests {
     #[test]
     fn where_nothing_may_be_written() {
         let tree = Tree::new("none");
-        assert!(Weights::find(&tree.0, "0::/elsewhere\n", 77).is_err());
-        assert!(Weights::find(&tree.0, "", 77).is_err());
+        assert!(Weights::find(&tree.0, "0::/elsewhere\n", &[77, 78]).is_err());
+        assert!(Weights::find(&tree.0, "", &[77, 78]).is_err());
         assert!(!tree.0.join("elsewhere").exists());
     }
 }

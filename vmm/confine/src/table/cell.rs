@@ -56,6 +56,7 @@ pub(crate) const CHANNEL_READER: &[Group] = &[
     LOOK,
     SLEEP,
     START_THREADS,
+    RESTRICT_THREADS,
     END_CELL,
     EVERY,
 ];

@@ -251,7 +251,7 @@ pub(crate) const READ_FILES: Group = &[
 /// Memory of images.
 pub(crate) const TEMPLATES: Group = &[call!(SYS_memfd_create), call!(SYS_ftruncate)];
 
-/// Starting threads, and nothing else: [`crate::filter`] has `clone3`, whose flags no filter sees, answered as on a kernel without it, so that the C library
+/// Starting threads that inherit what their starter may do, and nothing else: [`crate::filter`] has `clone3`, whose flags no filter sees, answered as on a kernel without it, so that the C library
 /// says them in `clone`.
 pub(crate) const START_THREADS: Group = {
     const OF_A_THREAD: u32 = bits(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND);
@@ -261,19 +261,17 @@ pub(crate) const START_THREADS: Group = {
         call!(SYS_set_robust_list),
         call!(SYS_rseq),
         call!(SYS_sched_getaffinity),
-        call!(
-            SYS_prctl,
-            &[
-                rule!("PR_SET_NAME", Condition::is(0, bits(libc::PR_SET_NAME))),
-                rule!("PR_SET_NO_NEW_PRIVS", Condition::is(0, bits(libc::PR_SET_NO_NEW_PRIVS))),
-            ]
-        ),
-        // The new thread takes what it may do from itself.
-        call!(SYS_capget),
-        call!(SYS_capset),
-        call!(SYS_seccomp),
+        call!(SYS_prctl, &[rule!("PR_SET_NAME", Condition::is(0, bits(libc::PR_SET_NAME)))]),
     ]
 };
+
+/// A new thread takes from itself what it may do and does not need.
+pub(crate) const RESTRICT_THREADS: Group = &[
+    call!(SYS_prctl, &[rule!("PR_SET_NO_NEW_PRIVS", Condition::is(0, bits(libc::PR_SET_NO_NEW_PRIVS)))]),
+    call!(SYS_capget),
+    call!(SYS_capset),
+    call!(SYS_seccomp),
+];
 
 /// Ending a cell: its workers' timers.
 pub(crate) const END_CELL: Group = &[call!(SYS_timer_delete)];

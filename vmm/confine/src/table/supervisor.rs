@@ -1,7 +1,5 @@
-//! The threads of the supervisor.
-//!
-//! Written from what its crates do (an HTTP server on `tokio`, SQLite with a write-ahead log, cells as child processes), to be checked against runs of it
-//! before it is applied.
+//! The threads of the supervisor: an HTTP server on `tokio`, SQLite with a write-ahead log, and, for each cell, those that keep it. Cells are started by another
+//! process, so that nothing here has to allow what cells do.
 
 use super::group::*;
 use crate::call::{Condition, Group, Rule, call, rule};
@@ -11,55 +9,34 @@ const fn bits(value: i32) -> u32 {
     value as u32
 }
 
-/// Serves the interface: accepts connections of the control socket and, where it was asked for, of TCP.
-pub(crate) const CONTROL: &[Group] = &[REACTOR, SERVE, CHANNEL, YIELD, SLEEP, EVERY];
+/// Serves clients, on sockets that are listened on already; tells cells what they ask for; stores images and looks into them. Threads that it starts inherit this,
+/// and are of the same kind.
+pub(crate) const CONTROL: &[Group] = &[REACTOR, SERVE, CHANNEL, IMAGES, YIELD, SLEEP, START_THREADS, EVERY];
 
 /// Keeps what is to survive in a database in one folder.
 pub(crate) const STORE: &[Group] = &[DATABASE, SLEEP, YIELD, EVERY];
 
-/// Reads what guests print, from pipes of cells.
-pub(crate) const CONSOLE: &[Group] = &[REACTOR, PIPES, SLEEP, YIELD, EVERY];
+/// Has the launcher start a cell, hears what it says until its process has ended, and starts the two threads that read its console and write to it.
+pub(crate) const KEEPER: &[Group] =
+    &[CHANNEL, LAUNCHER, CLOSE, CONSOLES, SLEEP, START_THREADS, RESTRICT_THREADS, EVERY];
 
-/// Starts cells and waits for their ends. A filter is inherited by child processes: this one would have to allow all that a cell does, its own set-up
-/// included, and so it does.
-pub(crate) const MAIN: &[Group] = &[
-    ENTER_GUEST,
-    MACHINES,
-    FILL_MEMORY,
-    PROCESSES,
-    REACTOR,
-    SERVE,
-    DATABASE,
-    PIPES,
-    CHANNEL,
-    VIGIL,
-    FRAMES,
-    CALL_WORKERS,
-    CONSOLES,
-    CONTENTION,
-    LOOK,
-    YIELD,
-    SLEEP,
-    SCHEDULING,
-    super::group::NEIGHBOURS,
-    RELAY,
-    LISTEN,
-    READ_FILES,
-    TEMPLATES,
-    START_THREADS,
-    END_CELL,
-    SET_UP_OF_CELLS,
-    EVERY,
-];
+/// Reads what guests print, from the pipe of a cell.
+pub(crate) const CONSOLE: &[Group] = &[PIPE, EVERY];
+
+/// Tells cells what waited: for their streams, or for its time.
+pub(crate) const SENDER: &[Group] = &[CHANNEL, CLOSE, EVERY];
+
+/// Waits for a signal or the launcher's end, tells cells and the launcher to end, and waits for that.
+pub(crate) const MAIN: &[Group] = &[WAIT, CHANNEL, LAUNCHER, CLOSE, EVERY];
 
 /// The event loop of an asynchronous runtime.
 const REACTOR: Group = &[
+    call!(SYS_epoll_create1),
     call!(SYS_epoll_wait),
-    call!(SYS_epoll_pwait),
     call!(SYS_epoll_ctl),
-    // Wakers and timers.
+    // Its waker.
+    call!(SYS_eventfd2),
     call!(SYS_read),
-    call!(SYS_timerfd_settime),
 ];
 
 const OPTIONS: &[Rule] = &[
@@ -67,34 +44,51 @@ const OPTIONS: &[Rule] = &[
     rule!("SO_PEERCRED", Condition::is(1, bits(libc::SOL_SOCKET)), Condition::is(2, bits(libc::SO_PEERCRED))),
 ];
 
-/// An HTTP server on streams that are listened on already.
+/// An HTTP server on streams that are listened on already, local ones and TCP.
 const SERVE: Group = &[
     call!(SYS_accept4),
     call!(SYS_recvfrom),
     call!(SYS_sendto, &[rule!("to its peer", Condition::null(4))]),
+    call!(SYS_readv),
     call!(SYS_writev),
-    call!(SYS_sendmsg),
-    call!(SYS_recvmsg),
     call!(SYS_shutdown),
     call!(SYS_getpeername),
     call!(SYS_getsockname),
     call!(SYS_getsockopt, OPTIONS),
     call!(
         SYS_setsockopt,
-        &[rule!(
-            "TCP_NODELAY",
-            Condition::is(1, bits(libc::IPPROTO_TCP)),
-            Condition::is(2, bits(libc::TCP_NODELAY))
-        )]
+        &[
+            rule!(
+                "TCP_NODELAY",
+                Condition::is(1, bits(libc::IPPROTO_TCP)),
+                Condition::is(2, bits(libc::TCP_NODELAY))
+            ),
+            rule!(
+                "SO_SNDBUF",
+                Condition::is(1, bits(libc::SOL_SOCKET)),
+                Condition::is(2, bits(libc::SO_SNDBUF))
+            ),
+        ]
     ),
     call!(SYS_ioctl, &[crate::request::FIONBIO]),
+];
+
+/// Storing images, and reading them. Where, is [Landlock's](crate::files) to say.
+const IMAGES: Group = &[
+    call!(SYS_openat),
+    call!(SYS_read),
+    call!(SYS_lseek),
+    call!(SYS_statx),
+    call!(SYS_fstat),
+    call!(SYS_newfstatat),
+    call!(SYS_fsync),
+    call!(SYS_renameat),
+    call!(SYS_unlink),
 ];
 
 const LOCKS: &[Rule] = &[
     rule!("F_SETLK", Condition::is(1, bits(libc::F_SETLK))),
     rule!("F_GETLK", Condition::is(1, bits(libc::F_GETLK))),
-    rule!("F_OFD_SETLK", Condition::is(1, bits(libc::F_OFD_SETLK))),
-    rule!("F_OFD_GETLK", Condition::is(1, bits(libc::F_OFD_GETLK))),
     rule!("F_SETFD", Condition::is(1, bits(libc::F_SETFD))),
 ];
 
@@ -124,49 +118,14 @@ const DATABASE: Group = &[
     call!(SYS_fcntl, LOCKS),
 ];
 
-/// Pipes that others write to.
-const PIPES: Group = &[call!(SYS_read), call!(SYS_readv), call!(SYS_poll), call!(SYS_ppoll)];
+/// A pipe that another process writes to.
+const PIPE: Group = &[call!(SYS_read)];
 
-/// Child processes.
-const PROCESSES: Group = &[
-    call!(SYS_clone),
-    call!(SYS_vfork),
-    call!(SYS_execve),
-    call!(SYS_wait4),
-    call!(SYS_waitid),
-    call!(SYS_pidfd_open),
-    call!(SYS_pidfd_send_signal),
-    call!(SYS_kill),
-    call!(SYS_pipe2),
-    call!(SYS_dup2),
-    call!(SYS_dup3),
-    call!(SYS_socketpair),
-    call!(SYS_ppoll),
-    call!(SYS_rt_sigaction),
-    call!(SYS_setpgid),
-    call!(SYS_chdir),
-];
+/// Requests to the launcher, and descriptors that come back.
+const LAUNCHER: Group = &[call!(SYS_sendmsg), call!(SYS_recvmsg), call!(SYS_poll)];
 
-/// What a cell does before it confines itself.
-const SET_UP_OF_CELLS: Group = &[
-    call!(SYS_arch_prctl),
-    call!(SYS_set_tid_address),
-    call!(SYS_prlimit64),
-    call!(SYS_readlink),
-    call!(SYS_dup),
-    call!(SYS_uname),
-    call!(SYS_prctl),
-    call!(SYS_epoll_create1),
-    call!(SYS_timer_create),
-    call!(SYS_getpriority),
-    call!(SYS_userfaultfd),
-    call!(SYS_socket),
-    call!(SYS_setsockopt),
-    call!(SYS_openat),
-    call!(SYS_open),
-    call!(SYS_ioctl),
-    call!(SYS_recvmsg),
-    call!(SYS_landlock_create_ruleset),
-    call!(SYS_landlock_add_rule),
-    call!(SYS_landlock_restrict_self),
-];
+/// Closing a stream in one direction.
+const CLOSE: Group = &[call!(SYS_shutdown)];
+
+/// Waiting for a descriptor, or a signal.
+const WAIT: Group = &[call!(SYS_ppoll)];

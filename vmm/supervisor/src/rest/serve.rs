@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use foraker_api::tls::{self, TlsError};
+use foraker_confine::Kind;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -129,7 +130,7 @@ impl Listener {
     }
 }
 
-/// Serves clients until `until` is done; then those that are being answered have a moment to be finished.
+/// Makes the calling thread one that serves clients, and does so until `until` is done; then those that are being answered have a moment to be finished.
 ///
 /// # Errors
 /// The host has no threads to give.
@@ -138,10 +139,11 @@ pub fn serve(
     supervisor: Supervisor,
     until: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    // Before the runtime starts threads, which inherit it.
+    background::enter(Kind::Control);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("control")
-        .on_thread_start(background::enter)
         .enable_all()
         .build()?;
     runtime.block_on(async {

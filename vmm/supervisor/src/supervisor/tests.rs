@@ -52,7 +52,6 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
     let gatekeeper = GatekeeperSettings { budget, most_waiting: 20, discipline: Discipline::Fair };
     let config = Config {
         cells: 2,
-        command: Vec::new(),
         first_subnet: Ipv4Addr::new(10, 100, 0, 0),
         gatekeeper,
         state: PathBuf::new(),
@@ -78,7 +77,7 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
         changed: Condvar::new(),
         due: Condvar::new(),
         heard: Notify::new(),
-        weights: None,
+        launcher: None,
         surveys: Surveys::default(),
         logs: None,
         directory: None,
