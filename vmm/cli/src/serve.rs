@@ -31,7 +31,7 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     let inherited = Listener::inherited();
     let own_socket = inherited.is_none().then(|| std::path::absolute(&path)).transpose()?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    // Before anything that others have a say in: cells can be started by this process alone from then on.
+    // Before others have a say in anything.
     let program = std::env::current_exe().context("cannot find the own program")?;
     let launcher = Launcher::start(&program, &command_line(serve, processors, &state, own_socket.as_deref()))
         .context("cannot start the launcher")?;

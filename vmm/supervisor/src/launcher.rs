@@ -4,7 +4,7 @@
 //! given-up rights are inherited. So it starts this process before anything else, and asks it for cells. What there is to ask for is little: a cell by its number,
 //! whose command line was settled at the start; the end of one; what one weighs. Cells are this process' children, at most one for each number at a time.
 //!
-//! Requests are messages of one size over a pair of sockets; the answer to a start has the cell's channel, its console and a descriptor of its process with it. The
+//! Requests are packets over a pair of sockets; the answer to a start has the cell's channel, its console and a descriptor of its process with it. The
 //! launcher ends with the supervisor, whose end closes the socket, and sees to it that no cell and no control group stays behind.
 
 mod client;
