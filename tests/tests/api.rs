@@ -329,6 +329,10 @@ fn bad_requests_are_refused_and_change_nothing() {
         ("POST", "/guests", Some(create(json!({"image": "httpd", "owner": "a/b"}))), 422),
         ("POST", "/guests", Some(create(json!({"image": "httpd", "network": {"name": "none"}}))), 404),
         ("POST", "/guests", Some(json!({"count": 2_000_000, "guest": {"image": "httpd"}})), 422),
+        ("POST", "/guests", Some(json!({"guest": [null, "httpd"]})), 422),
+        ("POST", "/guests", Some(create(json!({"image": "httpd", "processor": []}))), 422),
+        ("POST", "/guests/actions", Some(json!({"action": "kill", "filter": []})), 422),
+        ("PUT", "/config", Some(json!({"owners": {"a/b": {}}})), 422),
         ("POST", "/guests/1/fly", None, 404),
         ("PUT", "/owners/a%20b", Some(json!({})), 422),
         ("PUT", "/owners/a", Some(json!({"weight": 0})), 422),
@@ -340,6 +344,19 @@ fn bad_requests_are_refused_and_change_nothing() {
         assert_eq!(answer.status, status, "{method} {path} {body:?}: {}", answer.text());
         assert!(answer.is_a_problem(), "{method} {path}: {}\n{}", answer.head, answer.text());
     }
+    // From the last to the first there is nobody.
+    assert_eq!(ask(&serve.socket, "GET", "/guests/settled?first=2&last=1", None).json(), json!({"count": 0}));
+    // What is known to be wrong before the body has come is said all the same, and the connection goes on.
+    let mut stream = UnixStream::connect(&serve.socket).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time");
+    let head = "PUT /config?colour=red HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("sent");
+    std::thread::sleep(Duration::from_millis(50));
+    let rest = "{}GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(rest.as_bytes()).expect("sent");
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).expect("answers");
+    assert!(answers.starts_with("HTTP/1.1 422 ") && answers.contains("HTTP/1.1 200 "), "{answers}");
     // What is no HTTP at all, ten thousand times.
     let requests = if emulated() { 500 } else { 10_000 };
     let since = Instant::now();

@@ -47,6 +47,10 @@ packages! {
     LINTIAN: "lintian", || process::find("lintian").is_some();
     /// `systemd-analyze` and `systemd-socket-activate`.
     SYSTEMD: "systemd", || process::find("systemd-socket-activate").is_some();
+    /// Python with `venv`, for tools that are written in it.
+    PYTHON: "python3-venv", || process::quiet(std::process::Command::new("python3").args(["-c", "import ensurepip, venv"])).is_ok();
+    /// A bridge between sockets.
+    SOCAT: "socat", || process::find("socat").is_some();
     /// The C++ compiler that builds libFuzzer.
     CXX: "g++", || process::find("c++").is_some();
 }

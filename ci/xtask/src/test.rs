@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, as named stages. CI itself calls nothing else.
 
 mod package;
+mod schema;
 mod stages;
 mod suites;
 mod template;

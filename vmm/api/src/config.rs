@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::guest::GuestSpec;
 use crate::network::NetworkSettings;
-use crate::owner::OwnerSettings;
+use crate::owner::{Name, OwnerSettings};
 use crate::system::GatekeeperSettings;
 
 /// The configuration of a daemon: what is read back from one can be applied to it, or to another one that has the images.
@@ -18,10 +18,13 @@ pub struct Configuration {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gatekeeper: Option<GatekeeperSettings>,
     /// Owners by name.
+    #[schema(value_type = BTreeMap<Name, OwnerSettings>)]
     pub owners: BTreeMap<String, OwnerSettings>,
     /// Networks by name.
+    #[schema(value_type = BTreeMap<Name, NetworkSettings>)]
     pub networks: BTreeMap<String, NetworkSettings>,
     /// Guests by name: each is there once, or as often as its `count` says.
+    #[schema(value_type = BTreeMap<Name, Declared>)]
     pub guests: BTreeMap<String, Declared>,
 }
 

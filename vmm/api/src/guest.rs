@@ -14,6 +14,9 @@ pub const DEFAULT_PRIORITY: u8 = 100;
 /// Most guests of one request.
 pub const MOST_AT_ONCE: u64 = 1_000_000;
 
+/// The greatest number that every client of JSON can tell from the next one: no id is greater.
+pub const GREATEST: u64 = (1 << 53) - 1;
+
 /// When a guest comes back after its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -135,6 +138,21 @@ pub struct NetworkOptions {
     pub publish: Vec<Port>,
 }
 
+/// The name of a label, as the API describes it.
+#[derive(Debug, ToSchema)]
+#[schema(pattern = "^[^=]{1,256}$")]
+pub struct Label(#[expect(dead_code, reason = "only described")] String);
+
+/// What a label says, as the API describes it.
+#[derive(Debug, ToSchema)]
+#[schema(pattern = "^[\\s\\S]{0,256}$")]
+pub struct LabelValue(#[expect(dead_code, reason = "only described")] String);
+
+/// The name of a variable, as the API describes it.
+#[derive(Debug, ToSchema)]
+#[schema(pattern = "^[^=\\x00]+$")]
+pub struct Variable(#[expect(dead_code, reason = "only described")] String);
+
 /// What a guest is to be. What is not said is as its image's manifest says, and then as everybody has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -162,6 +180,7 @@ pub struct GuestSpec {
     pub remove: bool,
     /// What people call it by, beside its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<Label, LabelValue>)]
     pub labels: BTreeMap<String, String>,
     /// Its memory, bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -190,6 +209,7 @@ pub struct GuestSpec {
     pub arguments: Vec<String>,
     /// Its environment, added to the manifest's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<Variable, String>)]
     pub environment: BTreeMap<String, String>,
     /// Bytes per second that it may write to its console.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -579,7 +599,7 @@ impl std::str::FromStr for Action {
 pub struct Filter {
     /// These ids; all of them where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(max_items = 1_000_000)]
+    #[schema(schema_with = ids)]
     pub ids: Option<Vec<u64>>,
     /// Whose name this is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -596,6 +616,18 @@ pub struct Filter {
     /// That have this label, or this label with this value: `tier` or `tier=web`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+}
+
+/// Ids, as the API describes them.
+fn ids() -> utoipa::openapi::schema::Array {
+    use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
+    let id = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(GREATEST));
+    ArrayBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Array, Type::Null]))
+        .description(Some("These ids; all of them where nothing is said."))
+        .items(id)
+        .max_items(Some(1_000_000))
+        .build()
 }
 
 /// An action on many guests.

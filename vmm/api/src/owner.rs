@@ -17,6 +17,11 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= LONGEST_NAME && text.chars().all(usual)
 }
 
+/// A name, as the API describes it: the key of a map.
+#[derive(Debug, ToSchema)]
+#[schema(pattern = "^[A-Za-z0-9._-]{1,64}$")]
+pub struct Name(#[expect(dead_code, reason = "only described")] String);
+
 /// So much of each resource; absent where nothing is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -48,7 +53,7 @@ pub struct Amounts {
 #[serde(deny_unknown_fields, default)]
 pub struct OwnerSettings {
     /// An owner of weight 2 is given twice as much as one of weight 1.
-    #[schema(value_type = u32, minimum = 1, maximum = 4_294_967_295_u64)]
+    #[schema(value_type = u64, minimum = 1, maximum = 4_294_967_295_u64)]
     pub weight: NonZeroU32,
     /// Most that its guests may have together.
     pub most: Amounts,

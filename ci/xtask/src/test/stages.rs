@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Context, Stage, package, suites, template, totals::Totals};
+use super::{Context, Stage, package, schema, suites, template, totals::Totals};
 use crate::{
     deps, doc_check, fuzz, images, packages, process, reproducible, terminal,
     workspace::{self, STATIC, TARGET, TREES},
@@ -13,7 +13,7 @@ use crate::{
 /// The stage that all others need.
 pub(super) const PACKAGES: &str = "packages";
 
-pub(super) const ALL: [Stage; 17] = [
+pub(super) const ALL: [Stage; 18] = [
     Stage { name: PACKAGES, what: "Debian packages that the stages need", quick: true, run: install },
     Stage { name: "fmt", what: "formatting", quick: true, run: fmt },
     Stage {
@@ -52,6 +52,12 @@ pub(super) const ALL: [Stage; 17] = [
         what: "suites on a stock kernel with kvm-amd, in QEMU",
         quick: false,
         run: suites::stock,
+    },
+    Stage {
+        name: "schema",
+        what: "the API against its description, asked by schemathesis",
+        quick: false,
+        run: schema::run,
     },
     Stage {
         name: "package",

@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Failure;
+use super::{Failure, strict};
 
 /// Longest body of JSON, bytes: room for a configuration of ten thousand guests.
 const LONGEST: usize = 16 << 20;
@@ -66,12 +66,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Told<T> {
             return Err(senseless("it must be an object".to_owned()));
         }
         whole_numbers(&mut value).map_err(senseless)?;
-        serde_json::from_value(value).map(Told).map_err(|e| senseless(e.to_string()))
+        strict::read(value).map(Told).map_err(|e| senseless(e.to_string()))
     }
 }
 
-/// The greatest number that every client of JSON can tell from the next one.
-pub(super) const GREATEST: u64 = (1 << 53) - 1;
+pub(super) use foraker_api::guest::GREATEST;
 
 /// In JSON, `5.0` is the whole number 5; and whole numbers that not every client can tell from the next one are none.
 fn whole_numbers(value: &mut Value) -> Result<(), String> {

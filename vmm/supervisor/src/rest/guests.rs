@@ -14,7 +14,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::extract::{GREATEST, Named, Query, Told};
-use super::{Failure, Problems, written};
+use super::{Failure, Problems, Raw, written};
 use crate::supervisor::Supervisor;
 
 /// How long somebody may wait for a guest, seconds.
@@ -70,7 +70,7 @@ impl Which {
 }
 
 /// Lists guests, by their ids.
-#[utoipa::path(get, path = "/guests", tag = "guests", params(Which), responses((status = 200, body = Page<Guest>), Problems))]
+#[utoipa::path(get, path = "/guests", operation_id = "list_guests", tag = "guests", params(Which), responses((status = 200, body = Page<Guest>), Problems))]
 pub(super) async fn list(
     State(supervisor): State<Supervisor>,
     Query(which): Query<Which>,
@@ -89,7 +89,7 @@ pub(super) async fn list(
 }
 
 /// Takes guests: they start as they are admitted.
-#[utoipa::path(post, path = "/guests", tag = "guests", request_body = Create, responses((status = 201, body = Created), Problems))]
+#[utoipa::path(post, path = "/guests", operation_id = "create_guests", tag = "guests", request_body = Create, responses((status = 201, body = Created), Problems))]
 pub(super) async fn create(
     State(supervisor): State<Supervisor>,
     Told(create): Told<Create>,
@@ -127,10 +127,8 @@ pub(super) async fn settled(
     State(supervisor): State<Supervisor>,
     Query(Range { first, last, milliseconds }): Query<Range>,
 ) -> Result<Json<Done>, Failure> {
-    if milliseconds > u32::from(LONGEST_WAIT) * 1000 || first > last {
-        let text = format!(
-            "from {first} to {last}, {milliseconds} ms: an empty range, or more than {LONGEST_WAIT} s"
-        );
+    if milliseconds > u32::from(LONGEST_WAIT) * 1000 {
+        let text = format!("{milliseconds} ms: {LONGEST_WAIT} s at most");
         return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, text));
     }
     let count = supervisor.settled(first..=last, Duration::from_millis(milliseconds.into())).await;
@@ -160,7 +158,7 @@ pub(super) async fn prune(
 }
 
 /// Says everything about a guest. `id` is its id or its name.
-#[utoipa::path(get, path = "/guests/{id}", tag = "guests", params(("id" = String, Path)), responses((status = 200, body = GuestDetail), Problems))]
+#[utoipa::path(get, path = "/guests/{id}", operation_id = "inspect_guest", tag = "guests", params(("id" = String, Path)), responses((status = 200, body = GuestDetail), Problems))]
 pub(super) async fn inspect(
     State(supervisor): State<Supervisor>,
     Named(text): Named,
@@ -180,7 +178,7 @@ pub(super) struct Force {
 }
 
 /// Forgets a guest that has ended, with its log.
-#[utoipa::path(delete, path = "/guests/{id}", tag = "guests", params(("id" = String, Path), Force), responses((status = 204, description = "it is forgotten"), Problems))]
+#[utoipa::path(delete, path = "/guests/{id}", operation_id = "remove_guest", tag = "guests", params(("id" = String, Path), Force), responses((status = 204, description = "it is forgotten"), Problems))]
 pub(super) async fn remove(
     State(supervisor): State<Supervisor>,
     Named(text): Named,
@@ -273,7 +271,7 @@ fn console_bytes(body: Body) -> Response {
 }
 
 /// Sends the last part of a guest's log.
-#[utoipa::path(get, path = "/guests/{id}/log", tag = "guests", params(("id" = String, Path), Tail), responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), Problems))]
+#[utoipa::path(get, path = "/guests/{id}/log", tag = "guests", params(("id" = String, Path), Tail), responses((status = 200, content_type = "application/octet-stream", body = Raw), Problems))]
 pub(super) async fn log(
     State(supervisor): State<Supervisor>,
     Named(text): Named,
@@ -289,7 +287,7 @@ pub(super) async fn log(
 }
 
 /// Sends the last part of a guest's log and then what it writes, until it has ended.
-#[utoipa::path(get, path = "/guests/{id}/console", tag = "guests", params(("id" = String, Path), Tail), responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>), Problems))]
+#[utoipa::path(get, path = "/guests/{id}/console", tag = "guests", params(("id" = String, Path), Tail), responses((status = 200, content_type = "application/octet-stream", body = Raw), Problems))]
 pub(super) async fn console(
     State(supervisor): State<Supervisor>,
     Named(text): Named,

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Content, Named, Query, Told};
-use super::{Failure, Part, Problems, part, written};
+use super::{Failure, Part, Problems, Raw, part, written};
 use crate::supervisor::Supervisor;
 
 /// Lists images, by their digests.
-#[utoipa::path(get, path = "/images", tag = "images", params(Part), responses((status = 200, body = Page<Image>), Problems))]
+#[utoipa::path(get, path = "/images", operation_id = "list_images", tag = "images", params(Part), responses((status = 200, body = Page<Image>), Problems))]
 pub(super) async fn list(
     State(supervisor): State<Supervisor>,
     Query(of): Query<Part>,
@@ -31,7 +31,7 @@ pub(super) struct Called {
 }
 
 /// Takes an image.
-#[utoipa::path(post, path = "/images", tag = "images", params(Called), request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses((status = 201, body = Image), Problems))]
+#[utoipa::path(post, path = "/images", operation_id = "add_image", tag = "images", params(Called), request_body(content = Raw, content_type = "application/octet-stream"), responses((status = 201, body = Image), Problems))]
 pub(super) async fn create(
     State(supervisor): State<Supervisor>,
     Query(Called { name }): Query<Called>,
@@ -47,7 +47,7 @@ pub(super) async fn create(
 }
 
 /// Says what an image is. `reference` is its name or its digest.
-#[utoipa::path(get, path = "/images/{reference}", tag = "images", params(("reference" = String, Path)), responses((status = 200, body = Image), Problems))]
+#[utoipa::path(get, path = "/images/{reference}", operation_id = "inspect_image", tag = "images", params(("reference" = String, Path)), responses((status = 200, body = Image), Problems))]
 pub(super) async fn inspect(
     State(supervisor): State<Supervisor>,
     Named(reference): Named,
@@ -64,7 +64,7 @@ pub(super) struct Meaning {
 }
 
 /// Gives an image that is there a name.
-#[utoipa::path(put, path = "/images/{reference}", tag = "images", params(("reference" = String, Path, pattern = "^[A-Za-z0-9._-]{1,63}$")), request_body = Meaning, responses((status = 200, body = Image), Problems))]
+#[utoipa::path(put, path = "/images/{reference}", operation_id = "name_image", tag = "images", params(("reference" = String, Path, pattern = "^[A-Za-z0-9._-]{1,63}$")), request_body = Meaning, responses((status = 200, body = Image), Problems))]
 pub(super) async fn name(
     State(supervisor): State<Supervisor>,
     Named(reference): Named,
@@ -76,7 +76,7 @@ pub(super) async fn name(
 }
 
 /// Removes an image that no guest needs.
-#[utoipa::path(delete, path = "/images/{reference}", tag = "images", params(("reference" = String, Path)), responses((status = 204, description = "it is gone"), Problems))]
+#[utoipa::path(delete, path = "/images/{reference}", operation_id = "remove_image", tag = "images", params(("reference" = String, Path)), responses((status = 204, description = "it is gone"), Problems))]
 pub(super) async fn remove(
     State(supervisor): State<Supervisor>,
     Named(reference): Named,

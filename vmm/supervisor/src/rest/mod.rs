@@ -8,9 +8,12 @@ mod events;
 mod extract;
 mod guests;
 mod images;
+mod links;
 mod metrics;
 mod others;
 mod serve;
+mod strict;
+mod unread;
 
 use std::collections::BTreeMap;
 
@@ -51,8 +54,8 @@ pub const API_VERSION: &str = "1";
 )]
 struct Description;
 
-fn router(supervisor: Supervisor) -> Router {
-    let routes = OpenApiRouter::with_openapi(Description::openapi())
+fn routes() -> OpenApiRouter<Supervisor> {
+    OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(guests::list, guests::create))
         .routes(routes!(guests::settled))
         .routes(routes!(guests::act_on_all))
@@ -80,9 +83,19 @@ fn router(supervisor: Supervisor) -> Router {
         .routes(routes!(others::health))
         .routes(routes!(configuration::read, configuration::apply))
         .routes(routes!(events::follow))
-        .routes(routes!(metrics::metrics));
-    let (router, description) = routes.split_for_parts();
-    let json = serde_json::to_vec(&description).unwrap_or_default();
+        .routes(routes!(metrics::metrics))
+}
+
+/// The whole API, as OpenAPI describes it.
+fn description() -> serde_json::Value {
+    let mut description = serde_json::to_value(routes().into_openapi()).unwrap_or_default();
+    links::add(&mut description);
+    description
+}
+
+fn router(supervisor: Supervisor) -> Router {
+    let (router, _) = routes().split_for_parts();
+    let json = description().to_string();
     let described = async move || ([(header::CONTENT_TYPE, "application/json")], json.clone());
     router
         .route("/openapi.json", axum::routing::get(described))
@@ -92,8 +105,14 @@ fn router(supervisor: Supervisor) -> Router {
         .method_not_allowed_fallback(async || {
             Failure::new(StatusCode::METHOD_NOT_ALLOWED, "the resource has no such method: see /openapi.json")
         })
+        .layer(axum::middleware::from_fn(unread::read))
         .with_state(supervisor)
 }
+
+/// Bytes of any kind, as the API describes them.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+struct Raw(#[expect(dead_code, reason = "only described")] Vec<u8>);
 
 /// An error, on its way to a client.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::store::{Change, Ticket};
 const SETTLE: Duration = Duration::from_millis(5);
 /// Up to so many, who waits is told.
 const FEW: u64 = 64;
-/// Most labels of a guest, and the longest name or value of one, bytes.
+/// Most labels of a guest, and the longest name or value of one, characters.
 const LABELS: usize = 64;
 const LONGEST_LABEL: usize = 256;
 
@@ -317,6 +317,10 @@ impl Supervisor {
 
     /// Waits until nothing is true of any guest of a range any more. Returns of how many it is.
     async fn none_is(&self, ids: RangeInclusive<u64>, most: Duration, is: impl Fn(&Record) -> bool) -> usize {
+        // A map has no such range.
+        if ids.is_empty() {
+            return 0;
+        }
         let count = |state: &State| state.guests.range(ids.clone()).filter(|(_, g)| is(g)).count();
         let few = ids.end().saturating_sub(*ids.start()) < FEW;
         let none = self.until(most, few, |state| (count(state) == 0).then_some(0)).await;
@@ -452,11 +456,12 @@ fn check(spec: &GuestSpec, count: u64) -> Result<(), Refused> {
         }
     }
     let too_long = |(name, value): (&String, &String)| {
-        name.is_empty() || name.len() > LONGEST_LABEL || value.len() > LONGEST_LABEL || name.contains('=')
+        let long = |text: &String| text.chars().count() > LONGEST_LABEL;
+        name.is_empty() || long(name) || long(value) || name.contains('=')
     };
     if spec.labels.len() > LABELS || spec.labels.iter().any(too_long) {
         return refuse(format!(
-            "labels: {LABELS} at most, their names and values of {LONGEST_LABEL} bytes at most, no '=' in a name"
+            "labels: {LABELS} at most, their names and values of {LONGEST_LABEL} characters at most, no '=' in a name"
         ));
     }
     if let Some(name) = spec.environment.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
