@@ -299,6 +299,24 @@ fn a_supervisor_whose_launcher_is_killed_ends_in_order() {
     assert_eq!(serve.stop().status, 0);
 }
 
+/// Whoever looks into a guest does it on a thread that may do next to nothing.
+#[test]
+fn the_thread_that_looks_into_a_guest_is_confined() {
+    let serve = Serve::start("confined-look", 1, "10.219");
+    let run = serve.ask(&["run", "-d", "--name", "web", &image("httpd").display().to_string()]);
+    assert_eq!(run.status, 0, "{run}");
+    let cell = u32::try_from(serve.cells()[0]).expect("a process");
+    let socket = serve.socket.display().to_string();
+    let mut trace = Running::start(&["trace", "web", "--socket", &socket]);
+    let there = || threads(cell).iter().any(|thread| thread.name == "debug");
+    assert!(eventually(seconds(10), there), "{:?}", threads(cell));
+    assert!(assert_confined(cell, NET_BIND_SERVICE).contains("debug"));
+    trace.signal(libc::SIGINT);
+    assert_eq!(trace.wait(seconds(10)).status, 128 + libc::SIGINT);
+    assert!(eventually(seconds(10), || !there()), "it goes with whoever asked");
+    assert_eq!(serve.stop().status, 0);
+}
+
 /// A process that is not confined is seen as such: the assertions above would notice.
 #[test]
 fn who_is_not_confined_is_seen() {

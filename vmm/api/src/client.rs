@@ -2,17 +2,20 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::http::request::Builder;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::endpoint::Endpoint;
@@ -132,7 +135,7 @@ impl Client {
             let stream = self.at.open().await?;
             let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
             // Ends with the connection; its errors are those of the requests on it.
-            tokio::spawn(async move { drop(connection.await) });
+            tokio::spawn(async move { drop(connection.with_upgrades().await) });
             Ok(sender)
         });
         let unreachable = |source| ClientError::Unreachable { at: self.at.clone(), source };
@@ -146,14 +149,7 @@ impl Client {
         path: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let usable = match &mut self.sender {
-            Some(sender) => self.runtime.block_on(sender.ready()).is_ok(),
-            None => false,
-        };
-        if !usable {
-            self.open()?;
-        }
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.at.host());
+        let mut request = Request::builder().method(method).uri(path);
         let body = match body {
             Some((kind, bytes)) => {
                 request = request.header(header::CONTENT_TYPE, kind);
@@ -161,10 +157,21 @@ impl Client {
             }
             None => Bytes::new(),
         };
-        let request = request.body(Full::new(body)).map_err(broken)?;
+        self.exchange(request, body)
+    }
+
+    fn exchange(&mut self, request: Builder, body: Bytes) -> Result<Response<Incoming>, ClientError> {
+        let usable = match &mut self.sender {
+            Some(sender) => self.runtime.block_on(sender.ready()).is_ok(),
+            None => false,
+        };
+        if !usable {
+            self.open()?;
+        }
+        let request = request.header(header::HOST, self.at.host()).body(Full::new(body)).map_err(broken)?;
         let sender = self.sender.as_mut().ok_or_else(|| broken("no connection"))?;
         let answer = self.runtime.block_on(sender.send_request(request)).map_err(broken)?;
-        if answer.status().is_success() {
+        if answer.status().is_success() || answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
         let status = answer.status();
@@ -248,9 +255,23 @@ impl Client {
     pub fn stream(
         &mut self,
         path: &str,
+        take: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        self.download(path, |_| (), take)
+    }
+
+    /// The same of an answer that may say of how many bytes it is: that is told first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn download(
+        &mut self,
+        path: &str,
+        begin: impl FnOnce(Option<u64>),
         mut take: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), ClientError> {
         let mut body = self.send(&Method::GET, path, None)?.into_body();
+        begin(body.size_hint().exact());
         while let Some(frame) = self.runtime.block_on(body.frame()) {
             if let Ok(bytes) = frame.map_err(broken)?.into_data()
                 && take(&bytes).is_break()
@@ -261,6 +282,36 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// Has the connection change to another protocol, which is spoken on the stream that is returned.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn change(mut self, path: &str, protocol: &str) -> Result<StdStream, ClientError> {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, protocol);
+        let answer = self.exchange(request, Bytes::new())?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(broken("it does not change to another protocol"));
+        }
+        let changed = self.runtime.block_on(hyper::upgrade::on(answer)).map_err(broken)?;
+        let (ours, theirs) = StdStream::pair().map_err(broken)?;
+        theirs.set_nonblocking(true).map_err(broken)?;
+        // Whatever the connection goes through, its bytes have to be carried by somebody.
+        let carry = move || {
+            self.runtime.block_on(async {
+                let mut near = UnixStream::from_std(theirs)?;
+                tokio::io::copy_bidirectional(&mut near, &mut TokioIo::new(changed)).await
+            })
+        };
+        std::thread::Builder::new()
+            .name("connection".to_owned())
+            .spawn(move || carry().map(drop).unwrap_or_default())
+            .map_err(broken)?;
+        Ok(ours)
     }
 
     /// Sends a file.

@@ -215,6 +215,9 @@ pub struct GuestSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 0, maximum = 9_007_199_254_740_991_u64)]
     pub console_bandwidth: Option<u64>,
+    /// Should it fault, its memory and registers are kept in a file, until it faults again or is forgotten.
+    #[serde(default)]
+    pub keep_core: bool,
     /// Each interrupt forces it out: for comparison.
     #[serde(default)]
     pub immediate: bool,
@@ -249,6 +252,7 @@ impl GuestSpec {
             arguments: Vec::new(),
             environment: BTreeMap::new(),
             console_bandwidth: None,
+            keep_core: false,
             immediate: false,
         }
     }

@@ -5,6 +5,7 @@
 //!
 //! - [`guest`]: what a guest is to be, and what it is.
 //! - [`image`], [`owner`], [`network`], [`system`], [`event`]: the other collections.
+//! - [`trace`]: what happens to a guest.
 //! - [`config`]: everything that is settled, to be read back and applied again.
 //! - [`problem`]: what an error says (RFC 9457).
 //! - [`units`]: amounts as people write them.
@@ -23,6 +24,7 @@ pub mod page;
 pub mod problem;
 pub mod system;
 pub mod tls;
+pub mod trace;
 pub mod units;
 
 pub use client::{Client, ClientError};
@@ -39,3 +41,4 @@ pub use owner::{Amounts, Owner, OwnerSettings};
 pub use page::Page;
 pub use problem::Problem;
 pub use system::{Cell, Gatekeeper, GatekeeperSettings, Health, Version};
+pub use trace::Traced;

@@ -35,6 +35,28 @@ pub fn size(text: &str) -> Result<u64, String> {
     if value.is_finite() && (0.0..9.0e15).contains(&bytes) { Ok(bytes as u64) } else { Err(refuse()) }
 }
 
+/// Parses a time such as `500ms`, `10s`, `2.5m` or `10` (seconds) into milliseconds, at most a day.
+///
+/// # Errors
+/// It is none, or too long: one line that says what to write.
+pub fn milliseconds(text: &str) -> Result<u32, String> {
+    const DAY: f64 = 86_400_000.0;
+    let refuse =
+        || format!("'{text}' is no time up to a day: write a number with ms, s, m or h, such as 10s");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 1.0,
+        "" | "s" => 1e3,
+        "m" => 60e3,
+        "h" => 3600e3,
+        _ => return Err(refuse()),
+    };
+    let value = number.parse::<f64>().map_err(|_| refuse())? * factor;
+    // In this range the conversion is exact.
+    if (1.0..=DAY).contains(&value) { Ok(value as u32) } else { Err(refuse()) }
+}
+
 /// Parses a number of processors, such as `0.5`, into thousandths of one.
 ///
 /// # Errors
@@ -49,7 +71,19 @@ pub fn permille(text: &str) -> Result<u32, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{permille, size};
+    use super::{milliseconds, permille, size};
+
+    #[test]
+    fn times() {
+        for (text, ms) in
+            [("500ms", 500), ("10s", 10_000), ("10", 10_000), ("2.5m", 150_000), ("24h", 86_400_000)]
+        {
+            assert_eq!(milliseconds(text), Ok(ms));
+        }
+        for bad in ["", "s", "0", "-1s", "25h", "1d", "1e3", "soon", "0.5ms", "1 s"] {
+            assert!(milliseconds(bad).unwrap_err().contains("is no time"), "{bad}");
+        }
+    }
 
     #[test]
     fn processors() {

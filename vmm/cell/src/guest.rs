@@ -383,13 +383,17 @@ impl Guest {
             if matches!(*state, CoreState::Active) {
                 continue;
             }
-            if let CoreState::Idle(vcore) | CoreState::Held(vcore) = &mut *state {
-                self.keep_core(vcore);
-            }
-            let before = std::mem::replace(&mut *state, CoreState::Gone);
+            // A worker keeps what is to be kept: whoever ends the guest may not be allowed to ask its machine.
+            let kept = self.keeps_cores() && matches!(*state, CoreState::Idle(_) | CoreState::Held(_));
+            let after = if kept { CoreState::Active } else { CoreState::Gone };
+            let before = std::mem::replace(&mut *state, after);
             drop(state);
             if let (CoreState::Idle(vcore) | CoreState::Held(vcore), Some(cell)) = (before, &cell) {
-                cell.take_back(vcore);
+                if kept {
+                    cell.enqueue(vcore, Queued::Woken);
+                } else {
+                    cell.take_back(vcore);
+                }
             }
         }
         if let Some(cell) = cell {

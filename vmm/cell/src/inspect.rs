@@ -16,7 +16,7 @@ use crate::report::End;
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     /// Somebody else does.
-    #[error("somebody else looks into this guest: try again later")]
+    #[error("somebody else debugs or dumps it: try again when that is over")]
     Busy,
     /// It did not leave its cores.
     #[error("the guest has not left its cores within {0:?}: the cell is busy, try again")]
@@ -70,6 +70,11 @@ impl Guest {
         let inspection = Inspection { guest: Arc::clone(self) };
         inspection.hold(most)?;
         Ok(inspection)
+    }
+
+    /// Whether it has ended with a fault, and somebody wants the state of its cores.
+    pub(crate) fn keeps_cores(&self) -> bool {
+        self.kept.is_some() && matches!(self.end(), Some(End::Faulted(_)))
     }
 
     /// The guest has ended, and this was one of its cores: its state is kept if somebody wants it.

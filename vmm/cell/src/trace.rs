@@ -102,8 +102,13 @@ const INTERRUPTS: [(u64, &str); 8] = [
 impl fmt::Display for Happened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, rest) = (self.at / 1_000_000_000, self.at % 1_000_000_000);
-        write!(f, "{seconds}.{rest:09} core {}: ", self.core)?;
-        match self.event {
+        write!(f, "{seconds}.{rest:09} core {}: {}", self.core, self.event)
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
             Event::Hypercall(number) => match HYPERCALLS.iter().find(|(n, _)| *n == u64::from(number)) {
                 Some((_, name)) => write!(f, "hypercall {name}"),
                 None => write!(f, "hypercall {number}"),

@@ -12,8 +12,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::units;
 use clients::{
-    Act, Apply, Events, Gatekeeper, Guests, Image, List, Logs, Network, One, Owner, Ps, Rm, Run, Stats,
-    System, Top,
+    Act, Apply, Debug, Dump, Events, Gatekeeper, Guests, Image, List, Logs, Network, One, Owner, Ps, Rm, Run,
+    Stats, System, Top, Trace,
 };
 use foraker_api::system::Discipline;
 use foraker_api::{GuestSpec, NetworkOptions, Port, ProcessorOptions};
@@ -74,6 +74,18 @@ pub(crate) enum Command {
     Top(Top),
     /// Print what happens, as it happens.
     Events(Events),
+    /// Have gdb debug a guest that runs: it stands from then on, and goes on when gdb leaves.
+    ///
+    /// Three ways:
+    ///   gdb -ex 'target remote | vmm debug GUEST' IMAGE
+    ///   vmm debug GUEST --exec IMAGE
+    ///   vmm debug GUEST --listen 127.0.0.1:1234, and in a gdb on this host: target remote :1234
+    #[command(verbatim_doc_comment)]
+    Debug(Debug),
+    /// Write a guest's memory and registers to a file that `gdb IMAGE FILE` opens. A guest that runs is held meanwhile, and goes on.
+    Dump(Dump),
+    /// Print what happens to a guest, as it happens: exits, interrupts and packets, with its time.
+    Trace(Trace),
     /// Wait until guests have ended, and print their statuses.
     Wait(Guests),
     /// List images.
@@ -670,6 +682,11 @@ mod tests {
             "vmm ps --filter colour=red",
             "vmm serve --socket-mode 999",
             "vmm stop",
+            "vmm trace 1 --for soon",
+            "vmm trace 1 --count 0",
+            "vmm debug 1 --listen 1234",
+            "vmm debug 1 --listen 127.0.0.1:1 --exec x",
+            "vmm dump 1 --max-size much",
         ] {
             match line(bad) {
                 Err(Refused::Usage(l)) => assert!(!l.contains('\n') && l.len() > 10, "{bad}: {l}"),

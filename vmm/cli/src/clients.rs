@@ -55,6 +55,7 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<u8> {
         restart: run.restart,
         remove: run.rm,
         labels: map(&run.label),
+        keep_core: run.keep_core,
         ..run.guest.spec(&image)
     };
     let detached = run.detach || run.count > 1;

@@ -4,6 +4,7 @@ mod apply;
 mod args;
 mod cells;
 mod clients;
+mod debug;
 mod describe;
 mod doctor;
 mod format;
@@ -64,6 +65,9 @@ fn main() -> ExitCode {
         Command::Stats(stats) => stats::run(&stats),
         Command::Top(top) => top::run(&top),
         Command::Events(events) => lists::events(&events),
+        Command::Debug(debug) => debug::debug(&debug),
+        Command::Dump(dump) => debug::dump(&dump),
+        Command::Trace(trace) => debug::trace(&trace),
         Command::Wait(guests) => lists::wait(&guests),
         Command::Images(list) => lists::images(&list),
         Command::Image(image) => clients::images(&image),

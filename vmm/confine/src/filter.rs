@@ -100,9 +100,12 @@ mod tests {
     /// A thread inherits the filters of the one that starts it.
     #[test]
     fn who_starts_a_thread_may_do_what_it_may() {
-        for (starter, started) in
-            [(Kind::Channel, Kind::Published), (Kind::Keeper, Kind::Console), (Kind::Keeper, Kind::Sender)]
-        {
+        for (starter, started) in [
+            (Kind::Channel, Kind::Published),
+            (Kind::Channel, Kind::Debug),
+            (Kind::Keeper, Kind::Console),
+            (Kind::Keeper, Kind::Sender),
+        ] {
             assert!(starter.starts_threads(), "{starter:?}");
             let (starter, started) = (merged(starter), merged(started));
             for (number, rules) in started {

@@ -24,6 +24,8 @@ pub enum Kind {
     Ends,
     /// Tells the supervisor what guests ask for.
     Demand,
+    /// Has somebody look into a guest: a debugger, a dump, a trace.
+    Debug,
     /// A cell's main thread: does what the supervisor says.
     Channel,
     /// The main thread of `vmm launch`.
@@ -38,13 +40,15 @@ pub enum Kind {
     Console,
     /// Sends to cells what waits for its time.
     Sender,
+    /// Keeps the cores of guests that have faulted.
+    Cores,
     /// The supervisor's main thread.
     Main,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Worker,
         Kind::Uplink,
         Kind::Machines,
@@ -53,6 +57,7 @@ impl Kind {
         Kind::Published,
         Kind::Ends,
         Kind::Demand,
+        Kind::Debug,
         Kind::Channel,
         Kind::Launch,
         Kind::Control,
@@ -60,6 +65,7 @@ impl Kind {
         Kind::Keeper,
         Kind::Console,
         Kind::Sender,
+        Kind::Cores,
         Kind::Main,
     ];
 
@@ -80,6 +86,7 @@ impl Kind {
             Kind::Published => "published",
             Kind::Ends => "ends",
             Kind::Demand => "demand",
+            Kind::Debug => "debug",
             Kind::Channel => "channel",
             Kind::Launch => "launch",
             Kind::Control => "control",
@@ -87,6 +94,7 @@ impl Kind {
             Kind::Keeper => "keeper",
             Kind::Console => "console",
             Kind::Sender => "sender",
+            Kind::Cores => "cores",
             Kind::Main => "main",
         }
     }
@@ -107,6 +115,7 @@ impl Kind {
             Kind::Published => "passes connections of published ports on to guests",
             Kind::Ends => "tells the supervisor how guests end, and gives back what they had",
             Kind::Demand => "tells the supervisor how much of the processors guests ask for",
+            Kind::Debug => "has a debugger, a dump or a trace look into a guest, over a stream of its own",
             Kind::Channel => "a cell's main thread: starts and ends guests as the supervisor says",
             Kind::Launch => "the main thread of `vmm launch`: starts guests, waits for their ends, reports",
             Kind::Control => {
@@ -118,6 +127,7 @@ impl Kind {
             }
             Kind::Console => "reads what the guests of a cell print",
             Kind::Sender => "sends to cells what they could not take at once, or what waited for its time",
+            Kind::Cores => "keeps cores of guests that have faulted, which cells write to streams",
             Kind::Main => "the supervisor's main thread: waits for a signal, and ends the cells",
         }
     }
@@ -132,6 +142,7 @@ impl Kind {
             Kind::Published => cell::PUBLISHED,
             Kind::Ends => cell::ENDS,
             Kind::Demand => cell::DEMAND,
+            Kind::Debug => cell::DEBUG,
             Kind::Channel => cell::CHANNEL_READER,
             Kind::Launch => cell::LAUNCH,
             Kind::Control => supervisor::CONTROL,
@@ -139,6 +150,7 @@ impl Kind {
             Kind::Keeper => supervisor::KEEPER,
             Kind::Console => supervisor::CONSOLE,
             Kind::Sender => supervisor::SENDER,
+            Kind::Cores => supervisor::CORES,
             Kind::Main => supervisor::MAIN,
         }
     }

@@ -68,51 +68,82 @@ pub struct Dumped {
 /// Somebody else looks into the guest, it does not leave its cores in time, it has ended without a fault, the file would be too large (then
 /// nothing is written), or it cannot be written.
 pub fn dump(guest: &Arc<Guest>, patience: Duration, most: u64, to: impl Write) -> Result<Dumped, DumpError> {
-    write(&guest.inspect(patience)?, most, to)
+    Ok(prepare(guest, patience, most)?.write(to)?)
 }
 
-/// The same of a guest that is looked into already.
-pub(crate) fn write(inspection: &Inspection, most: u64, mut to: impl Write) -> Result<Dumped, DumpError> {
-    let notes = notes(inspection)?;
-    let parts = parts(inspection);
+/// Holds a guest and finds out what its dump will have, for who wants to know its size before its first byte.
+///
+/// # Errors
+/// As those of [`dump()`], but for what happens while it is written.
+pub fn prepare(guest: &Arc<Guest>, patience: Duration, most: u64) -> Result<Prepared, DumpError> {
+    let inspection = guest.inspect(patience)?;
+    let notes = notes(&inspection)?;
+    let parts = parts(&inspection);
     let headers = size_of::<FileHeader64<LE>>() + (1 + parts.len()) * size_of::<ProgramHeader64<LE>>();
-    let start = (headers + notes.bytes.len()) as u64;
-    let data = start.next_multiple_of(PAGE);
     let memory: u64 = parts.iter().map(|part| part.file_bytes).sum();
-    let needed = data + memory;
-    if needed > most {
-        return Err(DumpError::TooLarge { needed, most });
+    let data = ((headers + notes.bytes.len()) as u64).next_multiple_of(PAGE);
+    let dumped = Dumped { bytes: data + memory, memory, cores: notes.cores };
+    if dumped.bytes > most {
+        return Err(DumpError::TooLarge { needed: dumped.bytes, most });
     }
-    to.write_all(bytes_of(&file_header(1 + parts.len())))?;
-    let note = program_header(PT_NOTE, ProgramFlags(0), headers as u64, 0..0, notes.bytes.len() as u64);
-    to.write_all(bytes_of(&note))?;
-    let mut offset = data;
-    for part in &parts {
-        let header = program_header(PT_LOAD, part.flags, offset, part.memory.clone(), part.file_bytes);
-        to.write_all(bytes_of(&header))?;
-        offset += part.file_bytes;
+    Ok(Prepared { inspection, notes, parts, headers, dumped })
+}
+
+/// A dump that is about to be written. Its guest is held until this is dropped or written.
+pub struct Prepared {
+    inspection: Inspection,
+    notes: Notes,
+    parts: Vec<Part>,
+    /// Bytes of the headers.
+    headers: usize,
+    dumped: Dumped,
+}
+
+impl Prepared {
+    /// What it will hold.
+    #[must_use]
+    pub fn size(&self) -> Dumped {
+        self.dumped
     }
-    to.write_all(&notes.bytes)?;
-    let padding = usize::try_from(data - start).unwrap_or(0);
-    to.write_all(vec![0; padding].as_slice())?;
-    let mut piece = vec![0; PIECE];
-    for part in &parts {
-        let mut at = part.memory.start;
-        let end = at + part.file_bytes;
-        while at < end {
-            let length = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            let Some(buffer) = piece.get_mut(..length) else { break };
-            // What cannot be read any longer is zeros: the headers have said how much there is.
-            let read = inspection.read(at, buffer);
-            if let Some(rest) = buffer.get_mut(read..) {
-                rest.fill(0);
-            }
-            to.write_all(buffer)?;
-            at += length as u64;
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(self, mut to: impl Write) -> io::Result<Dumped> {
+        let Prepared { inspection, notes, parts, headers, dumped } = self;
+        let data = dumped.bytes - dumped.memory;
+        to.write_all(bytes_of(&file_header(1 + parts.len())))?;
+        let note = program_header(PT_NOTE, ProgramFlags(0), headers as u64, 0..0, notes.bytes.len() as u64);
+        to.write_all(bytes_of(&note))?;
+        let mut offset = data;
+        for part in &parts {
+            let header = program_header(PT_LOAD, part.flags, offset, part.memory.clone(), part.file_bytes);
+            to.write_all(bytes_of(&header))?;
+            offset += part.file_bytes;
         }
+        to.write_all(&notes.bytes)?;
+        let padding = data - (headers + notes.bytes.len()) as u64;
+        to.write_all(vec![0; usize::try_from(padding).unwrap_or(0)].as_slice())?;
+        let mut piece = vec![0; PIECE];
+        for part in &parts {
+            let mut at = part.memory.start;
+            let end = at + part.file_bytes;
+            while at < end {
+                let length = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+                let Some(buffer) = piece.get_mut(..length) else { break };
+                // What cannot be read any longer is zeros: the headers have said how much there is.
+                let read = inspection.read(at, buffer);
+                if let Some(rest) = buffer.get_mut(read..) {
+                    rest.fill(0);
+                }
+                to.write_all(buffer)?;
+                at += length as u64;
+            }
+        }
+        to.flush()?;
+        Ok(dumped)
     }
-    to.flush()?;
-    Ok(Dumped { bytes: needed, memory, cores: notes.cores })
 }
 
 /// A part of the guest's memory.

@@ -58,28 +58,57 @@ pub enum DebugError {
 /// # Errors
 /// Somebody else looks into the guest, it has ended, it does not leave its cores in time, or gdb and this do not understand each other.
 pub fn serve(guest: &Arc<Guest>, stream: UnixStream, patience: Duration) -> Result<Session, DebugError> {
+    attach(guest, patience)?.serve(stream)
+}
+
+/// Stops a guest for a debugger that is yet to speak.
+///
+/// # Errors
+/// Somebody else looks into the guest, it has ended, or it does not leave its cores in time.
+pub fn attach(guest: &Arc<Guest>, patience: Duration) -> Result<Attached, DebugError> {
     if guest.has_ended() {
         return Err(DebugError::Ended);
     }
-    let mut debugged = Debugged::new(Debugger::attach(guest, patience)?, patience);
-    match GdbStub::new(Wire::new(stream)?).run_blocking::<Loop>(&mut debugged) {
-        Ok(DisconnectReason::Disconnect) => Ok(Session::Detached),
-        Ok(DisconnectReason::Kill) => {
-            guest.finish(End::Killed("its debugger ended it".to_owned()));
-            Ok(Session::Killed)
+    let debugged = Debugged::new(Debugger::attach(guest, patience)?, patience);
+    Ok(Attached { guest: Arc::clone(guest), debugged })
+}
+
+/// A guest that stands for its debugger. It goes on when this is dropped or has been served.
+pub struct Attached {
+    guest: Arc<Guest>,
+    debugged: Debugged,
+}
+
+impl Attached {
+    /// Has gdb, at the other end of the stream, debug the guest: see [`serve()`].
+    ///
+    /// # Errors
+    /// It does not leave its cores in time, or gdb and this do not understand each other.
+    pub fn serve(mut self, stream: UnixStream) -> Result<Session, DebugError> {
+        let guest = Arc::clone(&self.guest);
+        let wire = Wire::new(stream, move || guest.has_ended())?;
+        match GdbStub::new(wire).run_blocking::<Loop>(&mut self.debugged) {
+            Ok(DisconnectReason::Disconnect) => Ok(Session::Detached),
+            Ok(DisconnectReason::Kill) => {
+                self.guest.finish(End::Killed("its debugger ended it".to_owned()));
+                Ok(Session::Killed)
+            }
+            Ok(DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_)) => {
+                Ok(Session::Ended)
+            }
+            Err(e) if e.is_connection_error() => match e.into_connection_error() {
+                Some((e, _)) if is_closed(&e) && self.guest.has_ended() => Ok(Session::Ended),
+                // Whoever closes the stream leaves.
+                Some((e, _)) if is_closed(&e) => Ok(Session::Detached),
+                Some((e, _)) => Err(e.into()),
+                None => Err(DebugError::Protocol("the connection failed".to_owned())),
+            },
+            Err(e) if e.is_target_error() => Err(match e.into_target_error() {
+                Some(e) => e.into(),
+                None => DebugError::Protocol("the guest cannot be debugged".to_owned()),
+            }),
+            Err(e) => Err(DebugError::Protocol(e.to_string())),
         }
-        Ok(DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_)) => Ok(Session::Ended),
-        Err(e) if e.is_connection_error() => match e.into_connection_error() {
-            // Whoever closes the stream leaves.
-            Some((e, _)) if is_closed(&e) => Ok(Session::Detached),
-            Some((e, _)) => Err(e.into()),
-            None => Err(DebugError::Protocol("the connection failed".to_owned())),
-        },
-        Err(e) if e.is_target_error() => Err(match e.into_target_error() {
-            Some(e) => e.into(),
-            None => DebugError::Protocol("the guest cannot be debugged".to_owned()),
-        }),
-        Err(e) => Err(DebugError::Protocol(e.to_string())),
     }
 }
 

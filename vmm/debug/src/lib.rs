@@ -20,5 +20,5 @@ pub mod dump;
 pub mod gdb;
 mod signal;
 
-pub use dump::{DumpError, Dumped, dump};
-pub use gdb::{DebugError, Session, serve};
+pub use dump::{DumpError, Dumped, Prepared, dump, prepare};
+pub use gdb::{Attached, DebugError, Session, attach, serve};

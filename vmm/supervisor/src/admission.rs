@@ -295,6 +295,7 @@ mod tests {
             owner: owner.to_owned(),
             priority: 0,
             processor: ProcessorSpec::default(),
+            keep_core: false,
             immediate: false,
         }
     }

@@ -1,4 +1,6 @@
-//! A cell's side of the channel: guests are started and stopped as the supervisor asks, and it hears how they end.
+//! A cell's side of the channel: guests are started and stopped as the supervisor asks, and it hears how they end. `looks`: those who look into guests.
+
+mod looks;
 
 use std::collections::HashMap;
 use std::io;
@@ -16,7 +18,8 @@ use foraker_confine::Kind;
 use foraker_policy::demand::Asked;
 use foraker_publish::{Published, Publisher};
 
-use crate::channel::{CellLoad, Ended, FromCell, Order, Surveyed, ToCell, monotonic_ns, receive, send};
+use crate::channel::{CellLoad, Ended, FromCell, Look, Order, Surveyed, ToCell, monotonic_ns, send};
+use crate::handover::Receiver;
 use crate::logs::{end_mark, mark};
 
 /// Guests that are started before the supervisor hears of them.
@@ -53,12 +56,33 @@ struct State {
 /// A guest that runs, and what is its as long as it does.
 struct Running {
     guest: Arc<Guest>,
+    core: Core,
     /// The supervisor knows when it ran its first instruction.
     timed: bool,
     _published: Vec<Published>,
 }
 
+/// What becomes of a guest's core should it fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Core {
+    /// Nothing.
+    Unwanted,
+    /// The supervisor is to keep it.
+    Wanted,
+    /// The supervisor was asked to take it: the guest is not forgotten before.
+    Offered,
+}
+
 impl Running {
+    /// Whether its end can be told. A core that is wanted is offered first.
+    fn is_over(&self) -> bool {
+        self.guest.has_ended() && !self.is_to_be_offered() && self.core != Core::Offered
+    }
+
+    fn is_to_be_offered(&self) -> bool {
+        self.core == Core::Wanted && matches!(self.guest.end(), Some(End::Faulted(_)))
+    }
+
     /// When its first instruction ran, on the clock of every process; once.
     fn first_entry(&mut self) -> Option<u64> {
         let at = self.guest.entered().filter(|_| !self.timed)?;
@@ -87,7 +111,7 @@ const KEPT_MACHINES: usize = 64;
 ///
 /// # Errors
 /// The cell cannot be made, or the channel breaks.
-pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> {
+pub fn run(channel: UnixStream, options: &Options) -> Result<(), CellError> {
     let network =
         NetworkConfig { subnet: Some(options.subnet), others: options.others, ..NetworkConfig::default() };
     let config = Config {
@@ -133,8 +157,9 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         .map_err(|e| CellError::Os("cannot start a thread", e))?;
     foraker_confine::finish(Kind::Channel).map_err(|e| CellError::Setting(e.to_string()))?;
     let (mut images, mut publisher, mut in_order) = (HashMap::new(), None, false);
+    let mut channel = Receiver::new(channel);
     let end = loop {
-        match receive(&mut channel) {
+        match channel.receive() {
             Ok(Some(ToCell::Start(orders))) => {
                 let alone = orders.len() == 1;
                 let mut started = Vec::new();
@@ -190,6 +215,14 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
                 let load = CellLoad { runnable, timers, dropped };
                 state.say(&FromCell::Survey { number, guests, load });
             }
+            Ok(Some(ToCell::Look { id, how, stream })) => {
+                // Without a stream nobody hears; who asked sees that the other end is closed.
+                match stream {
+                    Some(stream) => looks::begin(&state, id, how, stream),
+                    None if matches!(how, Look::Core { .. }) => core_is_taken(&state, id),
+                    None => {}
+                }
+            }
             Ok(Some(ToCell::End)) => in_order = true,
             Ok(None) => break Ok(()),
             Err(e) => break Err(CellError::Os("the supervisor's channel", e)),
@@ -200,7 +233,9 @@ pub fn run(mut channel: UnixStream, options: &Options) -> Result<(), CellError> 
         std::process::exit(0);
     }
     let guests: Vec<_> = {
-        let guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = state.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody answers any more.
+        guests.values_mut().for_each(|g| g.core = Core::Unwanted);
         guests.values().map(|g| Arc::clone(&g.guest)).collect()
     };
     guests.iter().for_each(|g| g.ask_to_stop());
@@ -298,7 +333,8 @@ fn start(
     drop(cell);
     let target = |port| Some(SocketAddr::new(guest.port.as_ref()?.ipv4().into(), port));
     let published = listeners.into_iter().filter_map(|(l, port)| Some(l.pass_to(target(port)?))).collect();
-    Ok(Running { guest, timed: false, _published: published })
+    let core = if order.keep_core { Core::Wanted } else { Core::Unwanted };
+    Ok(Running { guest, core, timed: false, _published: published })
 }
 
 /// Tells of guests that were started. Only then do they stand in the table, so that nobody hears of an end before its start.
@@ -324,8 +360,16 @@ fn tell(state: &State) {
         guests.iter_mut().filter_map(|(id, running)| Some((*id, running.first_entry()?))).collect();
     let wishes: Vec<_> =
         guests.iter().filter_map(|(id, running)| Some((*id, running.guest.take_wish()?))).collect();
-    let gone: Vec<_> = guests.extract_if(|_, running| running.guest.has_ended()).collect();
+    let mut offered = Vec::new();
+    for (id, running) in guests.iter_mut().filter(|(_, running)| running.is_to_be_offered()) {
+        running.core = Core::Offered;
+        offered.push(*id);
+    }
+    let gone: Vec<_> = guests.extract_if(|_, running| running.is_over()).collect();
     drop(guests);
+    for id in offered {
+        state.say(&FromCell::Core { id });
+    }
     if !entered.is_empty() {
         state.say(&FromCell::Entered(entered));
     }
@@ -346,6 +390,14 @@ fn tell(state: &State) {
         drop((published, guest));
         state.say(&FromCell::Ended { id, end, fault });
     }
+}
+
+/// Somebody has a guest's core, or will not have it: its end can be told.
+fn core_is_taken(state: &State, id: u64) {
+    if let Some(running) = state.guests.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
+        running.core = Core::Unwanted;
+    }
+    report(state);
 }
 
 /// Tells how much of the processors the guests ask for, when that has changed.

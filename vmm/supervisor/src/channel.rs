@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,6 +44,9 @@ pub struct Order {
     pub publish: Vec<(SocketAddr, u16)>,
     /// Its part of the processors.
     pub processor: ProcessorSpec,
+    /// Should it fault, its memory and registers are asked for before it is forgotten.
+    #[serde(default)]
+    pub keep_core: bool,
     /// Each interrupt forces it out.
     pub immediate: bool,
     /// Whose it is.
@@ -67,6 +71,7 @@ impl Order {
             console_mark,
             processor: self.processor,
             from_template: Some(self.owner.clone()),
+            keep_core: self.keep_core,
             immediate: self.immediate,
             ..GuestSpec::new(image, &self.name)
         }
@@ -108,9 +113,49 @@ pub enum ToCell {
         /// Which.
         of: Surveyed,
     },
+    /// Somebody looks into a guest, over a stream of its own, which the cell answers on with a [`Begun`] first.
+    Look {
+        /// Which.
+        id: u64,
+        /// How.
+        how: Look,
+        /// The cell's end. It goes beside the message; none has arrived where the cell has no descriptor left.
+        #[serde(skip)]
+        stream: Option<UnixStream>,
+    },
     /// The supervisor ends in order: have guests end themselves.
     End,
 }
+
+/// How somebody looks into a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Look {
+    /// gdb's remote protocol, both ways.
+    Debug,
+    /// A dump.
+    Dump {
+        /// Most bytes that it may have.
+        most: u64,
+    },
+    /// The dump of a guest that has ended with a fault, which the cell has asked to be taken ([`FromCell::Core`]): it is forgotten when that is over.
+    Core {
+        /// Most bytes that it may have.
+        most: u64,
+    },
+    /// What happens to it: a [`foraker_api::Traced`] on each line.
+    Trace {
+        /// For so long at most, milliseconds.
+        milliseconds: Option<u64>,
+        /// So many at most.
+        count: Option<u64>,
+    },
+}
+
+/// What a cell says first on a stream for whoever looks into a guest: of how many bytes what follows is, if that is known, or why nothing follows.
+pub type Begun = Result<Option<u64>, String>;
+
+/// Longest [`Begun`], bytes.
+pub const LONGEST_BEGUN: usize = 4096;
 
 impl ToCell {
     /// Guests that it is about.
@@ -118,7 +163,7 @@ impl ToCell {
         match self {
             ToCell::Start(orders) => orders.len(),
             ToCell::Stop { ids, .. } | ToCell::Hold { ids, .. } => ids.len(),
-            ToCell::Memory { .. } | ToCell::Survey { .. } | ToCell::End => 1,
+            ToCell::Memory { .. } | ToCell::Survey { .. } | ToCell::Look { .. } | ToCell::End => 1,
         }
     }
 }
@@ -143,6 +188,11 @@ pub enum FromCell {
         id: u64,
         /// How many.
         bytes: u64,
+    },
+    /// A guest that keeps its core has ended with a fault, and somebody is to look into it ([`Look::Core`]) before its end is told.
+    Core {
+        /// Which.
+        id: u64,
     },
     /// A guest has ended, or could not be started.
     Ended {

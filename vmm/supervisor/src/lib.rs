@@ -6,13 +6,13 @@
 //!       registry, logs   launcher (a process): starts them
 //! ```
 //!
-//! - [`channel`]: messages over a stream, and what they say.
+//! - [`channel`]: messages over a stream, and what they say; `handover`: streams that go beside them.
 //! - [`cell`]: the cell's side: carries out what the supervisor asks, and says how guests end.
 //! - [`supervisor`]: keeps the list of guests, places them on cells, restarts cells that die and, as their policy says, their guests.
 //! - [`launcher`]: the process that starts cells, so that the supervisor need not be able to.
 //! - [`admission`]: who may have how much, and who waits.
 //! - [`resolve`]: what a guest gets of which little is said.
-//! - `store`: the registry, which outlives the process; `images`, `networks`, `logs`, `events`: what else it keeps.
+//! - `store`: the registry, which outlives the process; `images`, `networks`, `logs`, `cores`, `events`: what else it keeps.
 //! - `weights`: what cells weigh beside each other on the host's processors.
 //! - [`rest`]: the API that clients ask through.
 //!
@@ -24,9 +24,11 @@ pub mod admission;
 pub mod background;
 pub mod cell;
 pub mod channel;
+mod cores;
 mod directory;
 mod events;
 pub mod fault;
+mod handover;
 mod images;
 pub mod launcher;
 mod logs;

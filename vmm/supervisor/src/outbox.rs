@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use foraker_confine::Kind;
 
 use crate::channel::{ToCell, encode};
+use crate::handover;
 
 /// Most guests of a message that is written at once: more take their time.
 const SHORT: usize = 4;
@@ -62,7 +63,9 @@ impl Tell for Outbox {
     fn tell(&self, message: ToCell) {
         let mut queue = self.0.lock();
         let idle = !queue.busy && queue.messages.is_empty() && queue.rest.is_empty();
-        if idle && message.guests() <= SHORT {
+        // A stream goes beside the first byte: whoever sends that may have to wait.
+        let alone = !matches!(message, ToCell::Look { .. });
+        if idle && alone && message.guests() <= SHORT {
             match encode(&message) {
                 Ok(bytes) => queue.rest = self.0.send_some(bytes),
                 Err(e) => return log::error!("a message to a cell cannot be written: {e}"),
@@ -115,8 +118,15 @@ impl Shared {
             }
             queue.busy = true;
             drop(queue);
-            let bytes = message.map_or(Ok(rest), |message| encode(&message));
-            let sent = bytes.and_then(|bytes| (&self.stream).write_all(&bytes));
+            let bytes = message.as_ref().map_or(Ok(rest), encode);
+            let beside = match &message {
+                Some(ToCell::Look { stream, .. }) => stream.as_ref(),
+                _ => None,
+            };
+            let sent = bytes.and_then(|bytes| match beside {
+                Some(beside) => handover::send(&self.stream, &bytes, beside),
+                None => (&self.stream).write_all(&bytes),
+            });
             queue = self.lock();
             queue.busy = false;
             if let Err(e) = sent {
@@ -150,6 +160,36 @@ mod tests {
             assert!(ids.len() == many(n) && ids[0] == n && kill == (n % 2 == 0), "message {n}");
         }
         assert!(receive::<ToCell>(&mut theirs).unwrap().is_none(), "closed");
+    }
+
+    #[test]
+    fn a_stream_arrives_with_its_message_and_no_other() {
+        use std::io::Read;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let outbox = Outbox::new(ours, "test".to_owned()).unwrap();
+        let mut ends = Vec::new();
+        for id in 0..20 {
+            let (near, far) = UnixStream::pair().unwrap();
+            outbox.tell(ToCell::Stop { ids: vec![id], kill: false });
+            outbox.tell(ToCell::Look { id, how: crate::channel::Look::Debug, stream: Some(far) });
+            ends.push(near);
+        }
+        drop(outbox);
+        let mut channel = handover::Receiver::new(theirs);
+        for (id, mut near) in (0..).zip(ends) {
+            assert!(matches!(channel.receive(), Ok(Some(ToCell::Stop { ids, .. })) if ids == [id]));
+            let Ok(Some(ToCell::Look { id: there, stream: Some(mut far), .. })) = channel.receive() else {
+                panic!("message {id}")
+            };
+            assert_eq!(there, id);
+            far.write_all(&[7]).unwrap();
+            drop(far);
+            let mut read = Vec::new();
+            near.read_to_end(&mut read).unwrap();
+            // Nobody else has kept the far end open.
+            assert_eq!(read, [7]);
+        }
+        assert!(channel.receive().unwrap().is_none(), "closed");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod apply;
 mod collections;
+mod looks;
 mod own_cells;
 mod requests;
 mod restore;
@@ -34,6 +35,8 @@ use crate::launcher::{Ending, Launcher, Started};
 use crate::logs::Logs;
 use crate::outbox::{Outbox, Tell};
 use crate::store::StoreError;
+pub use looks::Looking;
+use looks::Looks;
 pub use restore::Found;
 pub use state::Phase;
 use state::State;
@@ -84,6 +87,7 @@ struct Shared {
     /// Starts cells.
     launcher: Option<Launcher>,
     surveys: Surveys,
+    looks: Looks,
     events: Events,
     logs: Option<Logs>,
     /// Held as long as the supervisor lives.
@@ -113,6 +117,7 @@ impl Supervisor {
             heard: Notify::new(),
             launcher: Some(launcher),
             surveys: Surveys::default(),
+            looks: Looks::default(),
             logs: Some(logs),
             directory: Some(directory),
             since_ms: foraker_api::units::now_ms(),

@@ -22,9 +22,10 @@ pub(super) const PACKAGE: &str = "foraker-tests";
 /// Tells a suite which KVM it runs on: `host` or `stock`.
 const BACK_END: &str = "BACK_END";
 /// Suites that do not run in QEMU, and why.
-const HOST_ONLY: [(&str, &str); 4] = [
+const HOST_ONLY: [(&str, &str); 5] = [
     ("clients", "needs programs of the host"),
     ("beside", "has a thousand guests, too many for an emulated processor"),
+    ("debugging", "needs gdb, which is a program of the host"),
     ("gdb", "needs gdb, which is a program of the host"),
     ("soak", "has some hundred guests that come and go, too many for an emulated processor"),
 ];

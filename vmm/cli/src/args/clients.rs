@@ -1,6 +1,7 @@
 //! Command lines of what asks a supervisor.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -37,6 +38,9 @@ pub(crate) struct Run {
     /// A label
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub(crate) label: Vec<String>,
+    /// Should it fault, keep its memory and registers for `vmm dump`
+    #[arg(long)]
+    pub(crate) keep_core: bool,
     #[command(flatten)]
     pub(crate) socket: Socket,
     #[command(flatten)]
@@ -183,6 +187,60 @@ pub(crate) struct Stats {
     pub(crate) no_stream: bool,
     #[command(flatten)]
     pub(crate) printed: Printed,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm debug`.
+#[derive(Debug, Args)]
+pub(crate) struct Debug {
+    /// Id or name of the guest
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: String,
+    /// Wait there for one gdb, on an address of this host such as 127.0.0.1:1234, instead of speaking with it over the standard input and output
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "exec")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Start gdb, with the symbols of this image
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) exec: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm dump`.
+#[derive(Debug, Args)]
+pub(crate) struct Dump {
+    /// Id or name of the guest
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: String,
+    /// The file, which is replaced if it is there; - for the standard output [default: core.GUEST]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// What was kept when the guest faulted last, though it runs again
+    #[arg(long)]
+    pub(crate) kept: bool,
+    /// Write nothing if it would be larger
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = units::size)]
+    pub(crate) max_size: u64,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+/// `vmm trace`.
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// Id or name of the guest
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: String,
+    /// End after this time, such as 500ms, 10s or 5m [default: when the guest ends]
+    #[arg(long = "for", value_name = "TIME", value_parser = units::milliseconds)]
+    pub(crate) time: Option<u32>,
+    /// End after so many lines
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) count: Option<u64>,
+    /// `table`, `json` (one object on each line), or a template such as '{{ at_ns }} {{ what }}'
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: Format,
     #[command(flatten)]
     pub(crate) socket: Socket,
 }

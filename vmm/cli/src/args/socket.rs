@@ -51,6 +51,17 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
+    /// Options that mean the same wherever they are given.
+    pub(crate) fn words(&self) -> std::io::Result<Vec<String>> {
+        let absolute = |path: &Path| std::path::absolute(path).map(|path| path.display().to_string());
+        Ok(match (&self.host, &self.tls) {
+            (Some(host), Some(folder)) if self.here.path.is_none() => {
+                vec!["--host".to_owned(), host.clone(), "--tls".to_owned(), absolute(folder)?]
+            }
+            _ => vec!["--socket".to_owned(), absolute(&self.here.to_reach())?],
+        })
+    }
+
     /// Where it is.
     pub(crate) fn endpoint(&self) -> anyhow::Result<Endpoint> {
         match (&self.host, &self.tls) {

@@ -40,13 +40,20 @@ pub(crate) const NEIGHBOURS: &[Group] = &[super::group::NEIGHBOURS, INTERFACE, E
 /// Passes connections of published ports on to guests.
 pub(crate) const PUBLISHED: &[Group] = &[RELAY, EVERY];
 
-/// The main thread of a cell: does what the supervisor says. Of what [`Kind::Published`](crate::Kind::Published) does nothing is left out, as that thread is
-/// started by this one, and inherits its filter.
+/// Has somebody look into a guest: reads and writes the state of its cores, gives it a copy of what it shares, and talks on a stream
+/// that was handed over. Lets guests go on, and tells the end of those whose core was taken.
+pub(crate) const DEBUG: &[Group] =
+    &[CORES, ENTER_GUEST, CHANNEL, LOOK_ON, CALL_WORKERS, CONSOLES, LOOK, SLEEP, EVERY];
+
+/// The main thread of a cell: does what the supervisor says. Of what [`Kind::Published`](crate::Kind::Published) and [`Kind::Debug`](crate::Kind::Debug) do
+/// nothing is left out, as those threads are started by this one, and inherit its filter.
 pub(crate) const CHANNEL_READER: &[Group] = &[
     MACHINES,
     ENTER_GUEST,
     FILL_MEMORY,
     CHANNEL,
+    HANDED_OVER,
+    LOOK_ON,
     CALL_WORKERS,
     CONSOLES,
     READ_FILES,

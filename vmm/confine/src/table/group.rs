@@ -98,6 +98,12 @@ pub(crate) const MACHINES: Group = &[call!(
     ]
 )];
 
+/// The state of a core that does not run, whose last exit is completed before, and the memory of its machine.
+pub(crate) const CORES: Group = &[call!(
+    SYS_ioctl,
+    &[KVM_GET_SREGS, KVM_GET_XSAVE, KVM_SET_SREGS, KVM_SET_XSAVE, KVM_SET_USER_MEMORY_REGION]
+)];
+
 /// Filling guests' memory.
 pub(crate) const FILL_MEMORY: Group = &[call!(SYS_ioctl, &[UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE])];
 
@@ -146,6 +152,23 @@ pub(crate) const SCHEDULING: Group = &[
 /// Messages on a stream between two processes.
 pub(crate) const CHANNEL: Group =
     &[call!(SYS_read), call!(SYS_recvfrom), call!(SYS_sendto, &[rule!("to its peer", Condition::null(4))])];
+
+/// Streams that come beside messages.
+pub(crate) const HANDED_OVER: Group = &[call!(SYS_recvmsg)];
+
+/// A stream that was handed over, on which nobody waits for ever, and what says that a guest has stopped.
+pub(crate) const LOOK_ON: Group = &[
+    call!(
+        SYS_setsockopt,
+        &[rule!(
+            "SO_SNDTIMEO",
+            Condition::is(1, bits(libc::SOL_SOCKET)),
+            Condition::is(2, bits(libc::SO_SNDTIMEO))
+        )]
+    ),
+    call!(SYS_ioctl, &[FIONBIO]),
+    call!(SYS_eventfd2),
+];
 
 /// Requests to the kernel's table of neighbours.
 pub(crate) const NEIGHBOURS: Group = &[

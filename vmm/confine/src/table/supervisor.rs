@@ -11,20 +11,24 @@ const fn bits(value: i32) -> u32 {
 
 /// Serves clients, on sockets that are listened on already; tells cells what they ask for; stores images and looks into them. Threads that it starts inherit this,
 /// and are of the same kind.
-pub(crate) const CONTROL: &[Group] = &[REACTOR, SERVE, CHANNEL, IMAGES, YIELD, SLEEP, START_THREADS, EVERY];
+pub(crate) const CONTROL: &[Group] =
+    &[REACTOR, SERVE, CHANNEL, IMAGES, LOOKS, YIELD, SLEEP, START_THREADS, EVERY];
 
 /// Keeps what is to survive in a database in one folder.
 pub(crate) const STORE: &[Group] = &[DATABASE, SLEEP, YIELD, EVERY];
 
 /// Has the launcher start a cell, hears what it says until its process has ended, and starts the two threads that read its console and write to it.
 pub(crate) const KEEPER: &[Group] =
-    &[CHANNEL, LAUNCHER, CLOSE, CONSOLES, SLEEP, START_THREADS, RESTRICT_THREADS, EVERY];
+    &[CHANNEL, LAUNCHER, CLOSE, CONSOLES, LOOKS, SLEEP, START_THREADS, RESTRICT_THREADS, EVERY];
 
 /// Reads what guests print, from the pipe of a cell.
 pub(crate) const CONSOLE: &[Group] = &[PIPE, EVERY];
 
 /// Tells cells what waited: for their streams, or for its time.
-pub(crate) const SENDER: &[Group] = &[CHANNEL, CLOSE, EVERY];
+pub(crate) const SENDER: &[Group] = &[CHANNEL, HAND_OVER, CLOSE, EVERY];
+
+/// Takes cores from streams of cells, and puts them in a folder.
+pub(crate) const CORES: &[Group] = &[CHANNEL, FOLDER, EVERY];
 
 /// Waits for a signal or the launcher's end, tells cells and the launcher to end, and waits for that.
 pub(crate) const MAIN: &[Group] = &[WAIT, CHANNEL, LAUNCHER, CLOSE, EVERY];
@@ -116,6 +120,33 @@ const DATABASE: Group = &[
     call!(SYS_fchown),
     call!(SYS_geteuid),
     call!(SYS_fcntl, LOCKS),
+];
+
+/// Streams, one end of which is for a cell.
+const LOOKS: Group = &[call!(SYS_socketpair)];
+
+/// Sending them there, beside a message.
+const HAND_OVER: Group = &[call!(SYS_sendmsg)];
+
+/// Files of one folder. Which, is [Landlock's](crate::files) to say.
+const FOLDER: Group = &[
+    call!(SYS_openat),
+    call!(SYS_getdents64),
+    call!(SYS_fstat),
+    call!(SYS_newfstatat),
+    call!(SYS_statx),
+    call!(SYS_lseek),
+    call!(SYS_rename),
+    call!(SYS_renameat),
+    call!(SYS_unlink),
+    call!(
+        SYS_setsockopt,
+        &[rule!(
+            "SO_RCVTIMEO",
+            Condition::is(1, bits(libc::SOL_SOCKET)),
+            Condition::is(2, bits(libc::SO_RCVTIMEO))
+        )]
+    ),
 ];
 
 /// A pipe that another process writes to.

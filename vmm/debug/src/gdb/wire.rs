@@ -9,8 +9,13 @@ use gdbstub::conn::{Connection, ConnectionExt};
 /// Most bytes that are kept before they are written.
 const FULL: usize = 8 << 10;
 
+/// How often whoever waits for gdb looks whether there is still a guest, milliseconds.
+const LOOK: libc::c_int = 200;
+
 pub(crate) struct Wire {
     stream: UnixStream,
+    /// Whether there is no guest any more to be spoken of.
+    over: Box<dyn Fn() -> bool>,
     read: [u8; 4096],
     /// What of it is not taken yet.
     there: std::ops::Range<usize>,
@@ -18,9 +23,9 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Wire> {
+    pub(crate) fn new(stream: UnixStream, over: impl Fn() -> bool + 'static) -> io::Result<Wire> {
         stream.set_nonblocking(false)?;
-        Ok(Wire { stream, read: [0; 4096], there: 0..0, unwritten: Vec::new() })
+        Ok(Wire { stream, over: Box::new(over), read: [0; 4096], there: 0..0, unwritten: Vec::new() })
     }
 
     /// Whether a byte is there already; otherwise the descriptor says when one is.
@@ -64,6 +69,14 @@ impl Connection for Wire {
 impl ConnectionExt for Wire {
     fn read(&mut self) -> io::Result<u8> {
         while self.there.is_empty() {
+            let mut entry = libc::pollfd { fd: self.descriptor(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid structure for the call.
+            if unsafe { libc::poll(&raw mut entry, 1, LOOK) } <= 0 {
+                if (self.over)() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                continue;
+            }
             match Read::read(&mut self.stream, &mut self.read) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(bytes) => self.there = 0..bytes,
@@ -94,9 +107,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nobody_waits_for_gdb_without_a_guest() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut wire = Wire::new(here, || true).unwrap();
+        Write::write_all(&mut there, b"a").unwrap();
+        assert_eq!(wire.read().unwrap(), b'a');
+        assert_eq!(wire.read().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        drop(there);
+    }
+
+    #[test]
     fn bytes_come_in_order_and_the_end_is_an_error() {
         let (here, mut there) = UnixStream::pair().unwrap();
-        let mut wire = Wire::new(here).unwrap();
+        let mut wire = Wire::new(here, || false).unwrap();
         assert_eq!(wire.peek().unwrap(), None);
         Write::write_all(&mut there, b"ab").unwrap();
         assert_eq!((wire.peek().unwrap(), wire.read().unwrap()), (Some(b'a'), b'a'));

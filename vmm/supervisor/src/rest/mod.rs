@@ -9,6 +9,7 @@ mod extract;
 mod guests;
 mod images;
 mod links;
+mod looks;
 mod metrics;
 mod others;
 mod serve;
@@ -71,6 +72,9 @@ fn routes() -> OpenApiRouter<Supervisor> {
         .routes(routes!(guests::stats))
         .routes(routes!(guests::wait))
         .routes(routes!(guests::all_stats))
+        .routes(routes!(looks::core))
+        .routes(routes!(looks::trace))
+        .routes(routes!(looks::debug))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::inspect, images::name, images::remove))
         .routes(routes!(others::owners))

@@ -200,7 +200,8 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + 'static, router: 
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(LONGEST_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
     if let Err(e) = conversation.await {
         log::trace!("a client has gone: {e}");
     }

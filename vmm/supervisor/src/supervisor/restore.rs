@@ -1,6 +1,6 @@
 //! What an earlier supervisor has left: it is read from the registry, and guests start again as their policies say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use foraker_api::Restart;
@@ -8,6 +8,7 @@ use foraker_api::Restart;
 use super::state::{CellSlot, Phase, Record, Records, State};
 use super::{Config, StartError};
 use crate::channel::{Ended, monotonic_ns};
+use crate::cores::Cores;
 use crate::directory::Directory;
 use crate::events::{Events, event};
 use crate::images::Images;
@@ -63,7 +64,9 @@ pub(super) fn take_up(config: &Config, directory: &Directory) -> Result<(State, 
     let images = Images::open(directory.path().join(crate::images::FOLDER), images, names)?;
     let slot = |number| CellSlot { owner: cells.get(&number).cloned(), ..CellSlot::default() };
     let slots = (0..config.cells).map(slot).collect();
-    let records = Records { store, events, logs: Some(logs.clone()) };
+    let known: BTreeSet<u64> = guests.iter().map(|guest| guest.id).collect();
+    let cores = Cores::open(directory.path(), |id| known.contains(&id))?;
+    let records = Records { store, events, logs: Some(logs.clone()), cores: Some(cores) };
     let mut found = Found { images: images.len(), owners: owners.len(), ..Found::default() };
     let mut state = State::new(slots, config.gatekeeper, images, records);
     state.last_id = last_id;

@@ -14,7 +14,8 @@ use foraker_policy::restart::{Ending, Failures};
 use foraker_api::units::now_ms;
 
 use crate::admission::Admission;
-use crate::channel::{Ended, FromCell, Order, ToCell, monotonic_ns};
+use crate::channel::{Ended, FromCell, Look, Order, ToCell, monotonic_ns};
+use crate::cores::{self, Cores};
 use crate::events::{Events, event};
 use crate::images::Images;
 use crate::logs::Logs;
@@ -98,6 +99,8 @@ pub(super) struct Records {
     pub(super) events: Events,
     /// None where no cell has a console: in tests.
     pub(super) logs: Option<Logs>,
+    /// The same.
+    pub(super) cores: Option<Cores>,
 }
 
 #[derive(Debug)]
@@ -317,18 +320,21 @@ impl State {
 
     /// Guests are no longer known. Those that have not ended stay. Returns how many were forgotten, and what is to be written.
     pub(super) fn forget(&mut self, ids: &[u64]) -> (usize, Vec<Change>) {
-        let mut forgotten = Vec::new();
+        let (mut forgotten, mut with_core) = (Vec::new(), Vec::new());
         for id in ids {
             if !self.guests.get(id).is_some_and(|g| matches!(g.phase, Phase::Ended(_))) {
                 continue;
             }
             self.tell_of("guest.remove", *id, String::new());
-            if let Some(g) = self.guests.remove(id)
-                && let Some(of_name) = self.names.get_mut(&g.order.name)
-            {
-                of_name.remove(id);
-                if of_name.is_empty() {
-                    self.names.remove(&g.order.name);
+            if let Some(g) = self.guests.remove(id) {
+                if let Some(of_name) = self.names.get_mut(&g.order.name) {
+                    of_name.remove(id);
+                    if of_name.is_empty() {
+                        self.names.remove(&g.order.name);
+                    }
+                }
+                if g.spec.1.keep_core {
+                    with_core.push(*id);
                 }
             }
             forgotten.push(*id);
@@ -337,6 +343,11 @@ impl State {
             && !forgotten.is_empty()
         {
             logs.forget(forgotten.clone());
+        }
+        if let Some(cores) = &self.records.cores
+            && !with_core.is_empty()
+        {
+            cores.forget(with_core);
         }
         (forgotten.len(), vec![Change::Forget(forgotten)])
     }
@@ -534,10 +545,23 @@ impl State {
                     self.settle();
                 }
             }
+            FromCell::Core { id } => self.take_core(number, id),
             FromCell::Ended { id, end, fault } => {
                 self.ended(number, id, end, fault);
                 self.settle();
             }
+        }
+    }
+
+    /// A guest has ended with a fault, and its core is to be kept if it can be. Its cell hears one way or the other: it waits for that.
+    fn take_core(&self, number: usize, id: u64) {
+        let on_it = |g: &&Record| g.cell == number && g.is_on_a_cell() && g.order.keep_core;
+        if self.guests.get(&id).filter(on_it).is_none() {
+            return;
+        }
+        let stream = self.records.cores.as_ref().and_then(|cores| cores.take(id));
+        if let Some(cell) = self.cells.get(number) {
+            cell.tell(ToCell::Look { id, how: Look::Core { most: cores::LARGEST }, stream });
         }
     }
 

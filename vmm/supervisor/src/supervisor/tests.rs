@@ -29,6 +29,7 @@ fn order() -> Order {
         console_limit: 0,
         publish: Vec::new(),
         processor: foraker_cell::ProcessorSpec::default(),
+        keep_core: false,
         immediate: false,
         owner: "default".to_owned(),
         priority: 0,
@@ -65,7 +66,7 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
     let directory = tempfile::tempdir().expect("a folder");
     let images =
         Images::open(directory.path().to_path_buf(), Vec::new(), BTreeMap::new()).expect("no images");
-    let records = Records { store: Store::nowhere(), events: Events::new(0), logs: None };
+    let records = Records { store: Store::nowhere(), events: Events::new(0), logs: None, cores: None };
     let mut state = State::new(cells, gatekeeper, images, records);
     for number in 0..2 {
         state.hear(number, FromCell::Ready { tap: None });
@@ -79,6 +80,7 @@ fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver
         heard: Notify::new(),
         launcher: None,
         surveys: Surveys::default(),
+        looks: Looks::default(),
         logs: None,
         directory: None,
         since_ms: 0,
