@@ -539,18 +539,31 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, Ref
     let is_launch = args.get(1).is_some_and(|a| a == "launch");
     let mut groups = args.split(|a| is_launch && a == "+");
     let first = groups.next().unwrap_or_default();
-    let matches = Whole::command().try_get_matches_from(first).map_err(refused)?;
-    let mut top = Whole::from_arg_matches(&matches).map_err(refused)?;
-    if let Command::Run(run) = &top.command {
+    let mut command = match is_launch.then(|| launch_alone(first)).flatten() {
+        Some(launch) => Command::Launch(Box::new(launch)),
+        None => {
+            let matches = Whole::command().try_get_matches_from(first).map_err(refused)?;
+            Whole::from_arg_matches(&matches).map_err(refused)?.command
+        }
+    };
+    if let Command::Run(run) = &command {
         run.guest.clone().checked()?;
     }
-    if let Command::Launch(launch) = &mut top.command {
+    if let Command::Launch(launch) = &mut command {
         launch.first.clone().checked()?;
         for group in groups {
             launch.more.push(Another::try_parse_from(group).map_err(refused)?.guest.checked()?);
         }
     }
-    Ok(top.command)
+    Ok(command)
+}
+
+/// A launch whose command line is right. To describe the other forty verbs to clap takes a good part of the time until a guest runs, and is of use only where
+/// something is wrong.
+fn launch_alone(args: &[OsString]) -> Option<Launch> {
+    let launch = Launch::augment_args(clap::Command::new("launch"));
+    let matches = clap::Command::new("vmm").subcommand(launch).try_get_matches_from(args).ok()?;
+    Launch::from_arg_matches(matches.subcommand_matches("launch")?).ok()
 }
 
 /// The whole command line, for what describes it.
