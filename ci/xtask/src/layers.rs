@@ -46,6 +46,8 @@ const LAYERS: [(&str, &[&str]); 18] = [
             "foraker-debug",
         ],
     ),
+    // A browser to look at the page with: for tests and benchmarks.
+    ("foraker-browser", &[]),
     // What a browser shows of it: it knows nobody, and is told through a trait.
     ("foraker-ui", &[]),
     // The command.
@@ -77,6 +79,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
             "foraker-net",
             "foraker-cell",
             "foraker-api",
+            "foraker-browser",
         ],
     ),
     ("xtask", &[]),

@@ -5,12 +5,11 @@ use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 
-use foraker_api::Amounts;
 use foraker_api::system::Discipline;
+use foraker_api::{Amounts, GatekeeperSettings};
 
 use super::process::Process;
 use super::*;
-use crate::admission::Host;
 use crate::supervisor::{Config, Supervisor};
 
 /// Cells that may be started.
@@ -182,11 +181,12 @@ fn answers_are_not_mixed_up() {
 fn a_cell_that_cannot_be_understood_is_ended_and_started_again() {
     let Thread { launcher, thread } = launcher(Cells { count: 1, ..cells() });
     let state = tempfile::tempdir().unwrap();
-    let host = Host { budget: Amounts::default(), waiting: 1, discipline: Discipline::Fair };
+    let gatekeeper =
+        GatekeeperSettings { budget: Amounts::default(), most_waiting: 1, discipline: Discipline::Fair };
     let config = Config {
         cells: 1,
         first_subnet: Ipv4Addr::new(10, 200, 0, 0),
-        host,
+        gatekeeper,
         state: state.path().to_path_buf(),
         log_size: 0,
     };

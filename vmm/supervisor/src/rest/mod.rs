@@ -31,7 +31,7 @@ use utoipa_axum::routes;
 use crate::refused::Refused;
 use crate::store::Ticket;
 use crate::supervisor::Supervisor;
-pub use serve::{Listener, serve};
+pub use serve::{Listener, NoRemote, serve};
 
 /// The version of the API.
 pub const API_VERSION: &str = "1";
