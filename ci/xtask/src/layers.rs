@@ -8,7 +8,7 @@ use crate::{process, workspace::Workspace};
 
 /// What each crate of the workspace may use of it, from the bottom to the top. A crate's tests may use whatever
 /// stands above its own line.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     // The contract, and decisions that need neither a clock nor input and output.
     ("foraker-abi", &[]),
     ("foraker-policy", &["foraker-abi"]),
