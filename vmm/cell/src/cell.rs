@@ -493,6 +493,19 @@ impl Cell {
         each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
+    /// Guests that wait for their turn to send, and frames that wait for guests' buffers.
+    #[must_use]
+    pub fn network_waiting(&self) -> (usize, usize) {
+        self.shared.network.as_ref().map_or((0, 0), Network::waiting)
+    }
+
+    /// Missing pages that somebody waits for, and how many were filled so far.
+    #[must_use]
+    pub fn paging(&self) -> (usize, u64) {
+        let (small, large) = (self.arena.paging(), self.large_arena.paging());
+        (small.0 + large.0, small.1 + large.1)
+    }
+
     /// How many guests have lost their machine to others.
     #[must_use]
     pub fn machines_taken_away(&self) -> u64 {

@@ -146,6 +146,8 @@ pub(crate) struct Network {
     watcher: AtomicUsize,
     /// Guests above their limits.
     throttled: Throttled,
+    /// Guests whose turn to send comes, when the uplink's thread looked last.
+    line: AtomicUsize,
     /// What the host is to be told.
     neighbours: Neighbours,
     epoch: Instant,
@@ -200,6 +202,7 @@ impl Network {
             workers_waited: AtomicU64::new(0),
             watcher: AtomicUsize::new(NOBODY),
             throttled: Throttled::new(),
+            line: AtomicUsize::new(0),
             neighbours: Neighbours::default(),
             epoch,
         })
@@ -216,6 +219,11 @@ impl Network {
 
     pub(crate) fn description(&self) -> (String, Ipv4Addr, u8) {
         (self.uplink.link().name().to_owned(), self.subnet.gateway(), self.subnet.prefix())
+    }
+
+    /// Guests that wait for their turn to send, and frames that wait for guests' buffers.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        (self.line.load(Ordering::Relaxed), self.uplink.waiting())
     }
 
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {

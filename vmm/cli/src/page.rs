@@ -110,10 +110,17 @@ impl Source for Told {
         let gate = self.supervisor.gatekeeper();
         let frames = counters.rx_frames + counters.tx_frames;
         let queue = |length: usize| Some(length as u64);
+        let starting = gate.states.get(foraker_api::State::Starting.name()).copied().unwrap_or(0);
         // In the order of `Graph::of_a_cell`. What cells do not count is not shown.
         let loads = vec![
-            Load { passed: Some(frames), refused: Some(load.dropped), ..Load::default() },
             Load {
+                queue: queue(load.senders),
+                passed: Some(frames),
+                refused: Some(load.dropped),
+                ..Load::default()
+            },
+            Load {
+                queue: queue(load.frames),
                 passed: Some(frames),
                 refused: Some(counters.rx_dropped + counters.tx_dropped),
                 ..Load::default()
@@ -126,8 +133,8 @@ impl Source for Told {
             },
             Load { queue: queue(load.runnable), passed: Some(counters.exits), ..Load::default() },
             Load { queue: queue(load.timers), ..Load::default() },
-            Load::default(),
-            Load::default(),
+            Load { queue: queue(load.missing), passed: Some(load.filled), ..Load::default() },
+            Load { queue: queue(starting), ..Load::default() },
         ];
         Figures {
             bytes_in: Some(counters.rx_bytes),

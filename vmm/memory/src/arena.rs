@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -44,6 +44,9 @@ struct Pager {
     /// Readable: the pager is to stop.
     stop: OwnedFd,
     owners: Mutex<BTreeMap<u64, Owner>>,
+    /// Pages that somebody waits for now, as far as was read, and all that were filled.
+    waiting: AtomicUsize,
+    filled: AtomicU64,
 }
 
 /// Whose a range is.
@@ -224,6 +227,16 @@ fn map(size: u64, flags: i32, fd: i32) -> Result<*mut u8, MemoryError> {
     Ok(base.cast())
 }
 
+impl Arena {
+    /// Pages that somebody waits for now, and how many were filled so far; nothing where no page is ever waited for.
+    #[must_use]
+    pub fn paging(&self) -> (usize, u64) {
+        self.pager.as_ref().map_or((0, 0), |(pager, _)| {
+            (pager.waiting.load(Ordering::Relaxed), pager.filled.load(Ordering::Relaxed))
+        })
+    }
+}
+
 impl Drop for Arena {
     fn drop(&mut self) {
         if let Some((pager, thread)) = self.pager.take() {
@@ -249,7 +262,14 @@ impl Pager {
         }
         // SAFETY: a new descriptor that nobody else owns.
         let stop = unsafe { OwnedFd::from_raw_fd(stop) };
-        let pager = Arc::new(Pager { uffd, base, stop, owners: Mutex::default() });
+        let pager = Arc::new(Pager {
+            uffd,
+            base,
+            stop,
+            owners: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            filled: AtomicU64::new(0),
+        });
         let own = Arc::clone(&pager);
         let thread = std::thread::Builder::new()
             .name("pager".to_owned())
@@ -273,8 +293,11 @@ impl Pager {
                 return;
             }
             self.uffd.faults(&mut addresses);
+            self.waiting.store(addresses.len(), Ordering::Relaxed);
             for address in addresses.drain(..) {
                 self.fill(address & !(PAGE_SIZE - 1));
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.filled.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

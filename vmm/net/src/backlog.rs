@@ -16,7 +16,21 @@ const ALL: usize = 32 << 20;
 
 /// Room for the backlogs of all ports.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Room(Arc<AtomicUsize>);
+pub(crate) struct Room(Arc<Used>);
+
+/// What of it is in use.
+#[derive(Debug, Default)]
+struct Used {
+    bytes: AtomicUsize,
+    frames: AtomicUsize,
+}
+
+impl Room {
+    /// Frames that wait.
+    pub(crate) fn frames(&self) -> usize {
+        self.0.frames.load(Ordering::Relaxed)
+    }
+}
 
 /// Frames with their offload headers, the oldest first.
 #[derive(Debug, Default)]
@@ -36,7 +50,7 @@ impl Backlog {
     pub(crate) fn has_room_for_neighbours(&self, length: usize, room: &Room) -> bool {
         self.frames.len() < FRAMES / 4
             && self.bytes + length <= BYTES / 4
-            && room.0.load(Ordering::Relaxed) + length <= ALL / 4
+            && room.0.bytes.load(Ordering::Relaxed) + length <= ALL / 4
     }
 
     /// Keeps a frame, if there is room.
@@ -44,10 +58,11 @@ impl Backlog {
         if self.frames.len() >= FRAMES || self.bytes + frame.len() > BYTES {
             return false;
         }
-        if room.0.fetch_add(frame.len(), Ordering::Relaxed) + frame.len() > ALL {
-            room.0.fetch_sub(frame.len(), Ordering::Relaxed);
+        if room.0.bytes.fetch_add(frame.len(), Ordering::Relaxed) + frame.len() > ALL {
+            room.0.bytes.fetch_sub(frame.len(), Ordering::Relaxed);
             return false;
         }
+        room.0.frames.fetch_add(1, Ordering::Relaxed);
         if self.is_empty() {
             self.room = room.clone();
         }
@@ -60,7 +75,8 @@ impl Backlog {
     pub(crate) fn pop(&mut self) -> Option<Box<[u8]>> {
         let frame = self.frames.pop_front()?;
         self.bytes -= frame.len();
-        self.room.0.fetch_sub(frame.len(), Ordering::Relaxed);
+        self.room.0.bytes.fetch_sub(frame.len(), Ordering::Relaxed);
+        self.room.0.frames.fetch_sub(1, Ordering::Relaxed);
         if self.is_empty() {
             // Most guests never need it again.
             self.frames = VecDeque::new();
@@ -71,14 +87,16 @@ impl Backlog {
     /// The frame that was taken last is the oldest again.
     pub(crate) fn unpop(&mut self, frame: Box<[u8]>) {
         self.bytes += frame.len();
-        self.room.0.fetch_add(frame.len(), Ordering::Relaxed);
+        self.room.0.bytes.fetch_add(frame.len(), Ordering::Relaxed);
+        self.room.0.frames.fetch_add(1, Ordering::Relaxed);
         self.frames.push_front(frame);
     }
 }
 
 impl Drop for Backlog {
     fn drop(&mut self) {
-        self.room.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.0.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.0.frames.fetch_sub(self.frames.len(), Ordering::Relaxed);
     }
 }
 
@@ -101,21 +119,24 @@ mod tests {
                 break;
             }
         }
-        assert!((ALL - 60_000..=ALL).contains(&room.0.load(Ordering::Relaxed)), "{room:?}");
+        assert!((ALL - 60_000..=ALL).contains(&room.0.bytes.load(Ordering::Relaxed)), "{room:?}");
         // What one takes back is there for another.
         assert!(all[0].pop().is_some_and(|frame| frame.len() == 60_000));
         let last = all.last_mut().unwrap();
         assert!(last.push(&[1], &room) && last.push(&[2], &room));
+        let there = room.frames();
         let first = last.pop().unwrap();
+        assert_eq!(room.frames(), there - 1);
         last.unpop(first);
+        assert_eq!(room.frames(), there);
         all.clear();
-        assert_eq!(room.0.load(Ordering::Relaxed), 0);
+        assert_eq!((room.0.bytes.load(Ordering::Relaxed), room.frames()), (0, 0));
         let mut small = Backlog::default();
         let may = |backlog: &Backlog, length| backlog.has_room_for_neighbours(length, &room);
         assert!(may(&small, BYTES / 4) && !may(&small, BYTES / 4 + 1));
-        room.0.store(ALL / 4, Ordering::Relaxed);
+        room.0.bytes.store(ALL / 4, Ordering::Relaxed);
         assert!(!may(&small, 1));
-        room.0.store(0, Ordering::Relaxed);
+        room.0.bytes.store(0, Ordering::Relaxed);
         assert_eq!((0..1000).filter(|_| small.push(&[0; 64], &room)).count(), FRAMES);
         assert!(!may(&small, 1));
     }

@@ -129,6 +129,12 @@ impl<L: Link> Uplink<L> {
         &self.counters
     }
 
+    /// Frames that wait for guests' buffers.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.room.frames()
+    }
+
     /// Delivers what waits for a guest's buffers, as far as it has given some. To be called when it may have: when it exits or rings, as long as
     /// [`Port::is_waited_for`].
     pub fn flush(&self, port: &Arc<Port>, now_ns: u64, notices: &mut Notices) {

@@ -211,8 +211,10 @@ pub fn run(channel: UnixStream, options: &Options) -> Result<(), CellError> {
                 let cell = state.cell.lock().unwrap_or_else(PoisonError::into_inner);
                 let (runnable, timers) = cell.waiting();
                 let dropped = cell.uplink_counters().iter().map(|(_, n)| n).sum();
+                let (senders, frames) = cell.network_waiting();
+                let (missing, filled) = cell.paging();
                 drop(cell);
-                let load = CellLoad { runnable, timers, dropped };
+                let load = CellLoad { runnable, timers, dropped, senders, frames, missing, filled };
                 state.say(&FromCell::Survey { number, guests, load });
             }
             Ok(Some(ToCell::Look { id, how, stream })) => {

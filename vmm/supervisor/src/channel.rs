@@ -234,6 +234,30 @@ pub struct CellLoad {
     pub timers: usize,
     /// Frames that belong to no guest, dropped since its start.
     pub dropped: u64,
+    /// Guests that wait for their turn to send.
+    pub senders: usize,
+    /// Frames that wait for guests' buffers.
+    pub frames: usize,
+    /// Missing pages that somebody waits for.
+    pub missing: usize,
+    /// Pages filled since its start.
+    pub filled: u64,
+}
+
+impl CellLoad {
+    /// Of two together. What a cell says may be anything.
+    #[must_use]
+    pub fn plus(&self, other: &CellLoad) -> CellLoad {
+        CellLoad {
+            runnable: self.runnable.saturating_add(other.runnable),
+            timers: self.timers.saturating_add(other.timers),
+            dropped: self.dropped.saturating_add(other.dropped),
+            senders: self.senders.saturating_add(other.senders),
+            frames: self.frames.saturating_add(other.frames),
+            missing: self.missing.saturating_add(other.missing),
+            filled: self.filled.saturating_add(other.filled),
+        }
+    }
 }
 
 /// How a guest ended.

@@ -206,6 +206,7 @@ impl Network {
                 }
                 turns.finish(turn, work.bytes, work.served == Served::More);
             }
+            self.line.store(turns.len(), Ordering::Relaxed);
             frames
         })
     }

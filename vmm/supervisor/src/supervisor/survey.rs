@@ -66,9 +66,7 @@ impl Surveys {
         let Some(pending) = open.open.get_mut(&number) else { return };
         if pending.missing.remove(&cell) {
             pending.answer.guests.extend(guests);
-            pending.answer.load.runnable += load.runnable;
-            pending.answer.load.timers += load.timers;
-            pending.answer.load.dropped += load.dropped;
+            pending.answer.load = pending.answer.load.plus(&load);
         }
         if pending.missing.is_empty()
             && let Some(pending) = open.open.remove(&number)
@@ -158,7 +156,8 @@ mod tests {
     #[test]
     fn an_answer_is_whole_when_every_cell_has_answered_or_is_gone() {
         let surveys = Surveys::default();
-        let one = CellLoad { runnable: 1, timers: 2, dropped: 3 };
+        let one =
+            CellLoad { runnable: 1, timers: 2, dropped: 3, senders: 4, frames: 5, missing: 6, filled: 7 };
         let (number, mut answer) = surveys.begin([0, 1, 2].into());
         surveys.answered(number, 0, vec![of(1)], one);
         // Twice, and one that was not asked.
@@ -168,7 +167,8 @@ mod tests {
         assert!(answer.try_recv().is_err());
         surveys.gone(2);
         surveys.answered(number, 1, vec![of(2)], one);
-        let load = CellLoad { runnable: 2, timers: 4, dropped: 6 };
+        let load =
+            CellLoad { runnable: 2, timers: 4, dropped: 6, senders: 8, frames: 10, missing: 12, filled: 14 };
         assert_eq!(answer.try_recv(), Ok(Answer { guests: vec![of(1), of(2)], load }));
         assert!(surveys.lock().open.is_empty());
     }
