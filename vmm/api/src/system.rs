@@ -75,10 +75,11 @@ pub struct GatekeeperSettings {
 /// Admission: what there is to give, what is given, and who waits.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Gatekeeper {
-    /// What is settled.
+    /// What holds.
     pub settings: GatekeeperSettings,
-    /// It was settled by a client, and does not follow the daemon's command line.
-    pub settled: bool,
+    /// What a client has settled, as it was said; absent while the daemon's command line holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled: Option<GatekeeperSettings>,
     /// What guests have.
     pub has: Amounts,
     /// Guests in line.

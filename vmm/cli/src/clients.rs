@@ -280,16 +280,11 @@ pub(crate) fn gatekeeper(command: &Gatekeeper) -> anyhow::Result<u8> {
         }
         Gatekeeper::Set(set) => {
             let mut client = connect(&set.socket)?;
-            let now = client.get::<foraker_api::Gatekeeper>(PATH)?.settings;
-            let budget = Amounts {
-                memory: set.memory.or(now.budget.memory),
-                cpus: set.cpus.map(u64::from).or(now.budget.cpus),
-                bandwidth: set.bandwidth.or(now.budget.bandwidth),
-                guests: set.max_guests.or(now.budget.guests),
-                machines: now.budget.machines,
-            };
+            let shown: foraker_api::Gatekeeper = client.get(PATH)?;
+            let unbound = Amounts { machines: None, ..shown.settings.budget };
+            let now = shown.settled.unwrap_or(GatekeeperSettings { budget: unbound, ..shown.settings });
             let settings = GatekeeperSettings {
-                budget,
+                budget: set.budget.or(now.budget),
                 most_waiting: set.max_waiting.unwrap_or(now.most_waiting),
                 discipline: set.admission.map_or(now.discipline, AdmissionOrder::discipline),
             };

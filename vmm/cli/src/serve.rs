@@ -127,19 +127,18 @@ fn command_line(serve: &Serve, processors: usize, state: &Path, socket: Option<&
 
 /// What guests may have: as the command line says, or what there is.
 fn gatekeeper(serve: &Serve, processors: usize) -> anyhow::Result<GatekeeperSettings> {
-    let memory = match serve.memory {
+    let memory = match serve.budget.memory {
         Some(memory) => memory,
         None => memory_for_guests().context("cannot find out how much memory there is: give --memory")?,
     };
-    // A cell holds no more machines, whatever is asked for.
-    let machines = Some(u64::from(serve.cells) * foraker_supervisor::MOST_GUESTS as u64);
-    let budget = Amounts {
+    let budget = serve.budget.or(Amounts {
         memory: Some(memory),
-        machines,
-        cpus: Some(serve.cpus.map_or(processors as u64 * 1000, u64::from)),
-        bandwidth: serve.bandwidth,
-        guests: serve.max_guests.or(machines),
-    };
+        // No more than the cells hold, whatever is said.
+        machines: None,
+        cpus: Some(processors as u64 * 1000),
+        bandwidth: None,
+        guests: Some(u64::from(serve.cells) * foraker_supervisor::MOST_GUESTS as u64),
+    });
     Ok(GatekeeperSettings {
         budget,
         most_waiting: serve.max_waiting,

@@ -2,27 +2,22 @@
 //!
 //! Linux announces each change of a process' memory map to every VM in it, so the map is changed once, here. It is a mapping of one
 //! memory file, registered with `userfaultfd` from the start: what a guest's missing pages hold is decided by its template, and filled in by the
-//! arena's own thread, the *pager*. Giving a range back drops its pages; the mapping stays. Guests that are always hot get large pages, which
+//! arena's own thread, the *pager* (`pager.rs`). Giving a range back drops its pages; the mapping stays. Guests that are always hot get large pages, which
 //! memory files do not have on most hosts, from an arena of anonymous memory without a pager.
 //!
 //! Where the host lets nobody open a `userfaultfd`, missing pages are the kernel's to fill with zeros, and templates are copied whole.
 
-use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use foraker_abi::layout::{LARGE_PAGE_SIZE, PAGE_SIZE};
-use foraker_confine::Kind;
 
 use crate::MemoryError;
-use crate::template::{Content, FIRST_PAGES, Template, as_size};
+use crate::pager::{Bounds, Pager};
+use crate::template::{Content, Template, as_size};
 use crate::uffd::Uffd;
-
-/// Most bytes of zeros that one fault brings.
-const MOST_AHEAD: u64 = 512 << 10;
 
 /// A sparse mapping, and what of it is free.
 #[derive(Debug)]
@@ -33,72 +28,7 @@ pub struct Arena {
     free: Mutex<Vec<(u64, u64)>>,
     /// The file behind it; none for large pages.
     file: Option<OwnedFd>,
-    pager: Option<(Arc<Pager>, JoinHandle<()>)>,
-}
-
-/// What fills missing pages.
-#[derive(Debug)]
-struct Pager {
-    uffd: Uffd,
-    base: u64,
-    /// Readable: the pager is to stop.
-    stop: OwnedFd,
-    owners: Mutex<BTreeMap<u64, Owner>>,
-    /// Pages that somebody waits for now, as far as was read, and all that were filled.
-    waiting: AtomicUsize,
-    filled: AtomicU64,
-}
-
-/// Whose a range is.
-#[derive(Debug)]
-struct Owner {
-    size: u64,
-    bounds: Arc<Bounds>,
-    template: Arc<Template>,
-    /// Pages for which it has waited.
-    waited: u32,
-    /// Where the last fault's zeros ended, and how many they were: a guest that goes through its memory is given more at a time.
-    ahead: (u64, u64),
-}
-
-/// What of a range its guest has given back.
-#[derive(Debug)]
-struct Bounds {
-    /// The offsets: empty at first.
-    start: AtomicU64,
-    end: AtomicU64,
-    /// From here to `end` it once was: missing pages there are zeros, whatever the template says.
-    lowest: AtomicU64,
-    /// A page of it was touched.
-    crossed: AtomicBool,
-}
-
-impl Bounds {
-    fn new() -> Bounds {
-        let nowhere = || AtomicU64::new(u64::MAX);
-        Bounds {
-            start: nowhere(),
-            end: AtomicU64::new(0),
-            lowest: nowhere(),
-            crossed: AtomicBool::new(false),
-        }
-    }
-
-    /// What a page holds when it is missing, by what the template says.
-    fn content<'a>(&self, at: u64, template: Content<'a>) -> Content<'a> {
-        let (lowest, end) = (self.lowest.load(Ordering::SeqCst), self.end.load(Ordering::SeqCst));
-        match template {
-            Content::Bytes(bytes) if (lowest..end).contains(&at) => Content::Zeros(bytes.len() as u64),
-            // Zeros may reach beyond, where they are zeros, too.
-            content => content,
-        }
-    }
-
-    /// How far the guest may go from an offset on; nothing if that was given back.
-    fn room(&self, at: u64) -> u64 {
-        let (start, end) = (self.start.load(Ordering::SeqCst), self.end.load(Ordering::SeqCst));
-        if at >= end { u64::MAX } else { start.saturating_sub(at) }
-    }
+    pager: Option<Pager>,
 }
 
 // SAFETY: the mapping belongs to the arena for its whole life; `base` is never changed.
@@ -106,7 +36,7 @@ unsafe impl Send for Arena {}
 // SAFETY: as above; the only mutable state is behind a mutex.
 unsafe impl Sync for Arena {}
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -164,9 +94,8 @@ impl Arena {
         };
         let (offset, size) = self.take(plan.memory_size, skip)?;
         let bounds = Arc::new(Bounds::new());
-        if let Some((pager, _)) = &self.pager {
-            let (bounds, template) = (Arc::clone(&bounds), Arc::clone(template));
-            locked(&pager.owners).insert(offset, Owner { size, bounds, template, waited: 0, ahead: (0, 0) });
+        if let Some(pager) = &self.pager {
+            pager.take_up(offset, size, Arc::clone(&bounds), Arc::clone(template));
         }
         Ok(Range { arena: Arc::clone(self), offset, size, bounds })
     }
@@ -209,6 +138,12 @@ impl Arena {
         locked(&self.free).iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Pages that somebody waits for now, and how many were filled so far; nothing where no page is ever waited for.
+    #[must_use]
+    pub fn paging(&self) -> (usize, u64) {
+        self.pager.as_ref().map_or((0, 0), Pager::counts)
+    }
+
     fn advise(&self, offset: u64, bytes: u64, advice: i32) {
         let start = self.base.wrapping_add(as_size(offset));
         // SAFETY: the part lies within the mapping, in a range that its owner alone uses; the owner's guest alone sees the change.
@@ -227,124 +162,12 @@ fn map(size: u64, flags: i32, fd: i32) -> Result<*mut u8, MemoryError> {
     Ok(base.cast())
 }
 
-impl Arena {
-    /// Pages that somebody waits for now, and how many were filled so far; nothing where no page is ever waited for.
-    #[must_use]
-    pub fn paging(&self) -> (usize, u64) {
-        self.pager.as_ref().map_or((0, 0), |(pager, _)| {
-            (pager.waiting.load(Ordering::Relaxed), pager.filled.load(Ordering::Relaxed))
-        })
-    }
-}
-
 impl Drop for Arena {
     fn drop(&mut self) {
-        if let Some((pager, thread)) = self.pager.take() {
-            let one = 1u64.to_ne_bytes();
-            // SAFETY: eight valid bytes for an event counter.
-            unsafe { libc::write(pager.stop.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-            // A thread that panicked has aborted the process.
-            let _ = thread.join();
-        }
+        // Its thread ends with it.
+        drop(self.pager.take());
         // SAFETY: the mapping is ours, and every range holds a reference to the arena, so none is left.
         unsafe { libc::munmap(self.base.cast(), as_size(self.size)) };
-    }
-}
-
-impl Pager {
-    /// Registers the arena and starts the pager's thread.
-    fn start(uffd: Uffd, base: u64, size: u64) -> Result<(Arc<Pager>, JoinHandle<()>), MemoryError> {
-        uffd.register(base, size).map_err(MemoryError::Map)?;
-        // SAFETY: a system call with numbers.
-        let stop = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if stop < 0 {
-            return Err(MemoryError::Map(std::io::Error::last_os_error()));
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        let stop = unsafe { OwnedFd::from_raw_fd(stop) };
-        let pager = Arc::new(Pager {
-            uffd,
-            base,
-            stop,
-            owners: Mutex::default(),
-            waiting: AtomicUsize::new(0),
-            filled: AtomicU64::new(0),
-        });
-        let own = Arc::clone(&pager);
-        let thread = std::thread::Builder::new()
-            .name("pager".to_owned())
-            .stack_size(128 << 10)
-            .spawn(move || {
-                foraker_confine::enter(Kind::Pager);
-                own.serve();
-            })
-            .map_err(MemoryError::Map)?;
-        Ok((pager, thread))
-    }
-
-    fn serve(&self) {
-        let mut addresses = Vec::new();
-        loop {
-            let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            let mut entries = [entry(self.uffd.as_raw_fd()), entry(self.stop.as_raw_fd())];
-            // SAFETY: two valid structures for the call.
-            unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) };
-            if entries[1].revents != 0 {
-                return;
-            }
-            self.uffd.faults(&mut addresses);
-            self.waiting.store(addresses.len(), Ordering::Relaxed);
-            for address in addresses.drain(..) {
-                self.fill(address & !(PAGE_SIZE - 1));
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.filled.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Fills a page that somebody waits for. Nothing here may touch the arena itself.
-    fn fill(&self, address: u64) {
-        let offset = address.wrapping_sub(self.base);
-        let mut owners = locked(&self.owners);
-        let owner = owners.range_mut(..=offset).next_back();
-        let Some((start, owner)) = owner.filter(|(start, owner)| offset - **start < owner.size) else {
-            drop(owners);
-            // Nobody's: read after its end, perhaps. Zeros harm nobody.
-            let _ = self.uffd.zero(address, PAGE_SIZE);
-            self.uffd.wake(address, PAGE_SIZE);
-            return;
-        };
-        let at = offset - start;
-        // It gets its page all the same, so that a thread of this process that touched it does not wait for ever, and one at a time: whoever runs the guest
-        // ends it.
-        let room = owner.bounds.room(at);
-        if room == 0 {
-            owner.bounds.crossed.store(true, Ordering::SeqCst);
-        }
-        let template = Arc::clone(&owner.template);
-        let young = owner.waited < FIRST_PAGES;
-        owner.waited = owner.waited.saturating_add(1);
-        // Filled with the owners locked: a range that is given back meanwhile must not get a page afterwards.
-        let done = match owner.bounds.content(at, template.content(at)) {
-            Content::Bytes(bytes) => {
-                self.uffd.copy(address, bytes.get(..as_size(PAGE_SIZE)).unwrap_or(bytes))
-            }
-            Content::Zeros(zeros) => {
-                let (end, last) = owner.ahead;
-                let wanted = if at == end { (last * 2).clamp(PAGE_SIZE, MOST_AHEAD) } else { PAGE_SIZE };
-                let length = wanted.min(zeros).min(owner.size - at).min(room.max(PAGE_SIZE));
-                owner.ahead = (at + length, length);
-                self.uffd.zero(address, length)
-            }
-        };
-        drop(owners);
-        if done.is_err() {
-            // Somebody was faster, or the range was given back: whoever waits shall look again.
-            self.uffd.wake(address, PAGE_SIZE);
-        }
-        if young {
-            template.learn(at..at + PAGE_SIZE);
-        }
     }
 }
 
@@ -407,9 +230,7 @@ impl Range {
     pub fn discard(&self, from: u64, bytes: u64) {
         let (offset, bytes) = self.part(from, bytes);
         let from = offset - self.offset;
-        let template = self.arena.pager.as_ref().and_then(|(pager, _)| {
-            locked(&pager.owners).get(&self.offset).map(|owner| Arc::clone(&owner.template))
-        });
+        let template = self.arena.pager.as_ref().and_then(|pager| pager.template(self.offset));
         let Some(template) = template else {
             self.drop_pages(from, bytes);
             return;
@@ -435,9 +256,8 @@ impl Range {
     pub fn populate(&self, from: u64, bytes: u64) {
         let (offset, bytes) = self.part(from, bytes);
         match &self.arena.pager {
-            Some((pager, _)) => {
-                let template = locked(&pager.owners).get(&self.offset).map(|o| Arc::clone(&o.template));
-                if let Some(template) = template {
+            Some(pager) => {
+                if let Some(template) = pager.template(self.offset) {
                     self.fill(&template, offset - self.offset..offset - self.offset + bytes);
                 }
             }
@@ -462,7 +282,7 @@ impl Range {
         for (at, content) in template.pieces(range.start..split).chain(template.pieces(split..range.end)) {
             let content = self.bounds.content(at, content);
             let address = self.as_ptr() as u64 + at;
-            let Some((pager, _)) = &self.arena.pager else {
+            let Some(pager) = &self.arena.pager else {
                 match content {
                     Content::Bytes(bytes) => {
                         // SAFETY: a piece of a range within this one, which no guest uses yet.
@@ -485,9 +305,9 @@ impl Range {
             while done < length {
                 let filled = match content {
                     Content::Bytes(bytes) => {
-                        pager.uffd.copy(address + done, bytes.get(as_size(done)..).unwrap_or_default())
+                        pager.uffd().copy(address + done, bytes.get(as_size(done)..).unwrap_or_default())
                     }
-                    Content::Zeros(_) => pager.uffd.zero(address + done, length - done),
+                    Content::Zeros(_) => pager.uffd().zero(address + done, length - done),
                 };
                 // Pages that are there stay as they are.
                 done += match filled {
@@ -549,8 +369,8 @@ impl Range {
 
 impl Drop for Range {
     fn drop(&mut self) {
-        if let Some((pager, _)) = &self.arena.pager {
-            locked(&pager.owners).remove(&self.offset);
+        if let Some(pager) = &self.arena.pager {
+            pager.let_go(self.offset);
         }
         // Pages first: once the range is free, the next owner must find them missing.
         self.drop_pages(0, self.size);

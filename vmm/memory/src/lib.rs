@@ -1,6 +1,6 @@
 //! A guest's memory: the arena it comes from, the page tables, and access that is checked.
 //!
-//! - [`arena`]: one sparse mapping for all guests of a process; a guest is a range of it. Its pager fills what is missing.
+//! - [`arena`]: one sparse mapping for all guests of a process; a guest is a range of it. Its `pager` fills what is missing.
 //! - [`template`]: what a guest's memory holds when it starts.
 //! - [`plan`]: where everything lies in one guest's address space.
 //! - [`shared`]: the read-only part that all guests of an image share: supervisor pages, text, read-only data.
@@ -22,6 +22,7 @@
 pub mod arena;
 pub mod guest;
 mod look;
+mod pager;
 pub mod plan;
 pub mod shared;
 pub mod tables;

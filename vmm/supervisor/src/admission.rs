@@ -30,6 +30,13 @@ fn amounts(budget: Budget) -> Amounts {
     Amounts { memory, machines, cpus: cpu, bandwidth, guests }
 }
 
+/// A cell holds no more machines, whatever is asked for.
+pub(crate) fn within(mut settings: GatekeeperSettings, cells: usize) -> GatekeeperSettings {
+    let room = (cells * MOST_GUESTS) as u64;
+    settings.budget.machines = Some(settings.budget.machines.map_or(room, |machines| machines.min(room)));
+    settings
+}
+
 fn limits(settings: &GatekeeperSettings) -> Limits {
     let waiting = usize::try_from(settings.most_waiting).unwrap_or(usize::MAX);
     Limits {
@@ -217,6 +224,11 @@ impl Admission {
         if self.gate.set_owner(id, Settings::default()).is_ok() {
             self.free.push(id);
         }
+    }
+
+    /// Whether an owner is to have cells of its own.
+    pub(crate) fn has_own_cells(&self, owner: &str) -> bool {
+        self.owners.get(owner).is_some_and(|(_, settings)| settings.cells > 0)
     }
 
     /// Whether an owner is known.

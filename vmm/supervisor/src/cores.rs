@@ -113,8 +113,8 @@ impl Keeper {
             match message {
                 Message::Take(id, stream) => {
                     match self.take(id, stream) {
-                        Ok(bytes) => log::info!("the core of guest {id} is kept: {bytes} bytes"),
-                        Err(e) => log::info!("the core of guest {id} cannot be kept: {e}"),
+                        Ok(bytes) => log::debug!("the core of guest {id} is kept: {bytes} bytes"),
+                        Err(e) => log::debug!("the core of guest {id} cannot be kept: {e}"),
                     }
                     self.waiting.fetch_sub(1, Ordering::SeqCst);
                 }

@@ -353,18 +353,8 @@ pub(crate) enum Gatekeeper {
 /// `vmm gatekeeper set`.
 #[derive(Debug, Args)]
 pub(crate) struct GatekeeperSet {
-    /// Memory for all guests together
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
-    pub(crate) memory: Option<u64>,
-    /// Processors for all guests whose --cpus are limited
-    #[arg(long, value_name = "N", value_parser = units::permille)]
-    pub(crate) cpus: Option<u32>,
-    /// Bytes per second for all guests with limits, both directions together
-    #[arg(long, value_name = "SIZE", value_parser = units::size)]
-    pub(crate) bandwidth: Option<u64>,
-    /// Most guests at a time
-    #[arg(long, value_name = "N")]
-    pub(crate) max_guests: Option<u64>,
+    #[command(flatten)]
+    pub(crate) budget: super::Budget,
     /// Most guests that wait for room; half of them of one owner
     #[arg(long, value_name = "N")]
     pub(crate) max_waiting: Option<u32>,

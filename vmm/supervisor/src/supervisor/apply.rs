@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use foraker_api::config::{Applied, Declared};
 use foraker_api::network::NetworkSettings;
-use foraker_api::{Configuration, Create, GatekeeperSettings, GuestSpec};
+use foraker_api::{Configuration, Create, GuestSpec};
 
 use super::Supervisor;
 use super::state::{Phase, Record, State};
@@ -47,8 +47,7 @@ impl Supervisor {
                 guests.insert(name, Declared { count: 1, guest: named(spec, &g.order.name) });
             }
         }
-        let gatekeeper = state.settled.then(|| state.admission.settings());
-        Configuration { gatekeeper, owners, networks, guests }
+        Configuration { gatekeeper: state.settled, owners, networks, guests }
     }
 
     /// Makes a configuration true. What is so already stays as it is; with `prune`, guests that it does not name are removed. At the first thing that is
@@ -63,12 +62,6 @@ impl Supervisor {
         (applied, tickets)
     }
 
-    /// What the gatekeeper gives, if a client has settled that.
-    fn settled_budget(&self) -> Option<GatekeeperSettings> {
-        let state = self.lock();
-        state.settled.then(|| state.admission.settings())
-    }
-
     fn make_true(
         &self,
         configuration: &Configuration,
@@ -78,7 +71,7 @@ impl Supervisor {
         let mut applied = Applied::default();
         let Configuration { gatekeeper, owners, networks, guests } = configuration;
         if let Some(settings) = gatekeeper
-            && self.settled_budget() != Some(*settings)
+            && self.lock().settled != Some(*settings)
         {
             tickets.push(self.set_gatekeeper(Some(*settings))?);
             applied.gatekeeper = true;

@@ -7,10 +7,10 @@ use foraker_api::{
     Cell, Event, Gatekeeper, GatekeeperSettings, Health, Image, Network, Owner, OwnerSettings,
 };
 use foraker_policy::gatekeeper::Refusal;
-use foraker_policy::placement::MOST_GUESTS;
 
 use super::Supervisor;
 use super::state::{Phase, Record, State};
+use crate::admission::within;
 use crate::channel::Ended;
 use crate::events::{Events, event};
 use crate::images::Kept;
@@ -229,21 +229,14 @@ impl Supervisor {
     /// More is provisioned already.
     pub fn set_gatekeeper(&self, settings: Option<GatekeeperSettings>) -> Result<Ticket, Refused> {
         let mut state = self.lock();
-        let wanted = self.within_cells(settings.unwrap_or(self.0.config.gatekeeper));
-        let refused = state.admission.set(wanted)?;
-        state.settled = settings.is_some();
+        let wanted = settings.unwrap_or(self.0.config.gatekeeper);
+        let refused = state.admission.set(within(wanted, self.0.config.cells))?;
+        state.settled = settings;
         state.hopeless(refused);
         state.settle();
         state.records.events.happened(event("gatekeeper.set", ""));
         self.0.heard.notify_waiters();
-        Ok(state.records.store.write(vec![Change::Gatekeeper(settings.map(|_| wanted))]))
-    }
-
-    /// A cell holds no more machines, whatever is asked for.
-    fn within_cells(&self, mut settings: GatekeeperSettings) -> GatekeeperSettings {
-        let room = (self.0.config.cells * MOST_GUESTS) as u64;
-        settings.budget.machines = Some(settings.budget.machines.map_or(room, |machines| machines.min(room)));
-        settings
+        Ok(state.records.store.write(vec![Change::Gatekeeper(settings)]))
     }
 
     /// Whether all is well.

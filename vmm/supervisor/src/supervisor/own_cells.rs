@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::state::{Phase, State};
+use super::state::{CellSlot, Phase, State};
 use super::{Config, restore::cell_of};
+use crate::admission::Admission;
 use crate::refused::Refused;
 use crate::store::Change;
 
@@ -76,8 +77,34 @@ impl State {
 
     /// Whether a guest of an owner may be on a cell.
     pub(super) fn may_be_on(&self, owner: &str, cell: usize) -> bool {
-        let own = self.cells.iter().any(|c| c.owner.as_deref() == Some(owner));
-        let of = self.cells.get(cell).and_then(|c| c.owner.as_deref());
-        if own { of == Some(owner) } else { of.is_none() }
+        let whose = Whose::new(&self.cells, &self.admission);
+        whose.pool(owner).is_some_and(|pool| whose.has(pool, cell))
+    }
+}
+
+/// Which cells guests may be on.
+pub(super) struct Whose<'a> {
+    cells: Vec<Option<&'a str>>,
+    admission: &'a Admission,
+}
+
+/// Those of one owner, or those that all others share.
+#[derive(Clone, Copy)]
+pub(super) struct Pool<'a>(Option<&'a str>);
+
+impl<'a> Whose<'a> {
+    pub(super) fn new(cells: &'a [CellSlot], admission: &'a Admission) -> Whose<'a> {
+        Whose { cells: cells.iter().map(|cell| cell.owner.as_deref()).collect(), admission }
+    }
+
+    /// The cells for an owner's guests. None while those that it is to have alone are not there: nobody else's are for them.
+    pub(super) fn pool(&self, owner: &str) -> Option<Pool<'a>> {
+        let own = self.cells.iter().copied().find(|of| *of == Some(owner));
+        own.or_else(|| (!self.admission.has_own_cells(owner)).then_some(None)).map(Pool)
+    }
+
+    /// Whether a cell is one of them.
+    pub(super) fn has(&self, pool: Pool<'_>, cell: usize) -> bool {
+        self.cells.get(cell).is_some_and(|of| *of == pool.0)
     }
 }

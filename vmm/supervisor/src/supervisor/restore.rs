@@ -7,6 +7,7 @@ use foraker_api::Restart;
 
 use super::state::{CellSlot, Phase, Record, Records, State};
 use super::{Config, StartError};
+use crate::admission::within;
 use crate::channel::{Ended, monotonic_ns};
 use crate::cores::Cores;
 use crate::directory::Directory;
@@ -68,7 +69,7 @@ pub(super) fn take_up(config: &Config, directory: &Directory) -> Result<(State, 
     let cores = Cores::open(directory.path(), |id| known.contains(&id))?;
     let records = Records { store, events, logs: Some(logs.clone()), cores: Some(cores) };
     let mut found = Found { images: images.len(), owners: owners.len(), ..Found::default() };
-    let mut state = State::new(slots, config.gatekeeper, images, records);
+    let mut state = State::new(slots, within(config.gatekeeper, config.cells), images, records);
     state.last_id = last_id;
     state.last_spec = specs.keys().copied().max().unwrap_or(0);
     let of_owners: BTreeMap<_, _> =
@@ -76,12 +77,15 @@ pub(super) fn take_up(config: &Config, directory: &Directory) -> Result<(State, 
     state.networks = Networks::new(of_owners, networks);
     if let Some(settings) = gatekeeper {
         // Nothing is provisioned yet that could contradict it.
-        state.settled = state.admission.set(settings).is_ok();
+        state.admission.set(within(settings, config.cells)).map_err(std::io::Error::other)?;
     }
+    state.settled = gatekeeper;
     for (name, owner) in owners {
         let missing = cells.iter().filter(|(at, of)| **of == name && **at >= config.cells).count();
         if missing > 0 {
-            log::error!("{missing} cells of owner {name} are not there: start with more --cells");
+            log::error!(
+                "{missing} cells of owner {name} are not there: start with more --cells; its guests share those that it has left, or wait"
+            );
         }
         if let Err(e) = state.admission.set_owner(&name, &owner.settings) {
             log::error!("what was settled for owner {name} does not hold on this host: {e}");

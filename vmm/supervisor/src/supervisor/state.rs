@@ -23,6 +23,8 @@ use crate::networks::Networks;
 use crate::outbox::Tell;
 use crate::store::{Change, Progress, Store, StoredGuest};
 
+use super::own_cells::Whose;
+
 /// How long a guest that is to be forgotten at its end is still known, so that whoever waits for it hears how it ended.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -123,8 +125,8 @@ pub(super) struct State {
     pub(super) last_spec: u64,
     /// Requests refused.
     pub(super) refused: u64,
-    /// A client has settled what the gatekeeper gives.
-    pub(super) settled: bool,
+    /// What a client has settled that the gatekeeper gives, as it was said.
+    pub(super) settled: Option<GatekeeperSettings>,
     pub(super) stopping: bool,
 }
 
@@ -300,7 +302,7 @@ impl State {
             last_id: 0,
             last_spec: 0,
             refused: 0,
-            settled: false,
+            settled: None,
             stopping: false,
         }
     }
@@ -454,14 +456,16 @@ impl State {
         if self.unplaced.is_empty() || place(&loads, |_| true).is_none() {
             return;
         }
-        let owners: Vec<_> = self.cells.iter().map(|c| c.owner.as_deref()).collect();
+        let whose = Whose::new(&self.cells, &self.admission);
         let mut orders: Vec<Vec<(u64, Order)>> = vec![Vec::new(); self.cells.len()];
         let mut misplaced = Vec::new();
         for id in std::mem::take(&mut self.unplaced) {
             let Some(g) = self.guests.get_mut(&id) else { continue };
-            // Who has cells of its own is on them, and nobody else is.
-            let own = owners.iter().flatten().find(|owner| **owner == g.order.owner).copied();
-            let may = |at: usize| owners.get(at).is_some_and(|owner| *owner == own);
+            let Some(pool) = whose.pool(&g.order.owner) else {
+                self.unplaced.insert(id);
+                continue;
+            };
+            let may = |at: usize| whose.has(pool, at);
             if g.home.is_some_and(|at| !may(at)) {
                 if g.spec.1.network.ipv4.is_some() {
                     misplaced.push(id);

@@ -353,7 +353,7 @@ fn guests_move_to_cells_of_their_owner_with_their_next_start() {
 fn what_the_gatekeeper_gives_is_settled_and_forgotten() {
     let (supervisor, _told) = two_cells();
     let before = supervisor.gatekeeper();
-    assert!(!before.settled);
+    assert_eq!(before.settled, None);
     assert_eq!(supervisor.run(&order(), 4, Restart::No), Ok((1, 4)));
     let few = Amounts { guests: Some(2), ..Amounts::default() };
     let settings = GatekeeperSettings { budget: few, most_waiting: 6, discipline: Discipline::FirstCome };
@@ -362,14 +362,34 @@ fn what_the_gatekeeper_gives_is_settled_and_forgotten() {
     let now = supervisor.gatekeeper();
     // Machines are those that the cells hold, whatever is said.
     let budget = Amounts { machines: Some(room), ..few };
-    assert_eq!((now.settings, now.settled), (GatekeeperSettings { budget, ..settings }, true));
-    assert_eq!(supervisor.configuration().gatekeeper, Some(now.settings));
+    assert_eq!((now.settings, now.settled), (GatekeeperSettings { budget, ..settings }, Some(settings)));
+    // It is read back as it was said, and so it is no change when it is applied.
+    let gatekeeper = supervisor.configuration().gatekeeper;
+    assert_eq!(gatekeeper, Some(settings));
+    let configuration = foraker_api::Configuration { gatekeeper, ..Default::default() };
+    assert!(!supervisor.apply(&configuration, false).0.expect("applied").gatekeeper);
     // Who runs runs on; who is new waits, until there is more.
     assert_eq!(supervisor.run(&order(), 1, Restart::No), Ok((5, 5)));
     assert_eq!(phases(&supervisor), ["starting", "starting", "starting", "starting", "waiting"]);
     assert!(supervisor.set_gatekeeper(None).is_ok());
     assert_eq!(phases(&supervisor)[4], "starting");
     let after = supervisor.gatekeeper();
-    assert_eq!((after.settled, after.settings.most_waiting), (false, before.settings.most_waiting));
+    assert_eq!((after.settled, after.settings.most_waiting), (None, before.settings.most_waiting));
     assert_eq!(supervisor.configuration().gatekeeper, None);
+}
+
+/// A supervisor that was started with fewer cells than the last one.
+#[test]
+fn guests_whose_own_cells_are_not_there_are_on_nobody_elses() {
+    let (supervisor, told) = two_cells();
+    assert!(supervisor.set_owner("bank", &cells(1)).is_ok());
+    supervisor.lock().cells[1].owner = None;
+    assert_eq!(supervisor.run(&of("bank"), 1, Restart::No), Ok((1, 1)));
+    assert!(starts(&told[0]).is_empty() && starts(&told[1]).is_empty());
+    assert_eq!(phases(&supervisor), ["waiting"]);
+    let mut state = supervisor.lock();
+    state.cells[1].owner = Some("bank".to_owned());
+    state.settle();
+    drop(state);
+    assert_eq!(starts(&told[1]), [1]);
 }
