@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs /check/foraker.deb under a running systemd, uses it as people do, and removes it. Prints what the test harness of Rust would.
+# Installs /run/check/foraker.deb under a running systemd, uses it as people do, and removes it. Prints what the test harness of Rust would.
 
 images=/usr/share/foraker/images
 state=/var/lib/foraker
@@ -24,7 +24,7 @@ page() {
 }
 
 it_installs_and_listens() {
-    dpkg --install /check/foraker.deb
+    dpkg --install /run/check/foraker.deb
     dpkg --verify foraker
     systemctl is-active foraker.socket foraker.service
     systemctl is-enabled foraker.socket foraker.service
@@ -35,9 +35,9 @@ it_installs_and_listens() {
 
 its_units_are_sound() {
     [ -z "$(systemd-analyze verify foraker.service foraker.socket 2>&1 | tee /dev/stderr)" ]
-    systemd-analyze security --offline=true --no-pager --threshold=$exposure foraker.service >/check/exposure ||
-        { cat /check/exposure && false; }
-    tail -n 1 /check/exposure
+    systemd-analyze security --offline=true --no-pager --threshold=$exposure foraker.service >/run/check/exposure ||
+        { cat /run/check/exposure && false; }
+    tail -n 1 /run/check/exposure
 }
 
 its_papers_can_be_read() {
@@ -113,7 +113,7 @@ a_killed_cell_is_not_the_services_end() {
 }
 
 an_upgrade_keeps_guests_and_configuration() {
-    dpkg --install --force-confold /check/foraker.deb
+    dpkg --install --force-confold /run/check/foraker.deb
     page
     [ "$(cells | wc -l)" = 2 ]
 }
@@ -137,13 +137,13 @@ fi
 
 passed=0 failed=0
 for name in $(sed -n 's/^\([a-z0-9_]*_[a-z0-9_]*\)() {$/\1/p' "$0"); do
-    if sh "$0" "$name" >/check/said 2>&1; then
+    if sh "$0" "$name" >/run/check/said 2>&1; then
         echo "test $name ... ok"
-        [ "$name" != its_units_are_sound ] || sed -n 's/^→ */     /p' /check/said
+        [ "$name" != its_units_are_sound ] || sed -n 's/^→ */     /p' /run/check/said
         passed=$((passed + 1))
     else
         echo "test $name ... FAILED"
-        sed 's/^/     /' /check/said
+        sed 's/^/     /' /run/check/said
         journalctl --unit foraker.service --lines 15 --no-pager --quiet | sed 's/^/     /'
         failed=$((failed + 1))
     fi

@@ -13,7 +13,8 @@ if [ "$1" = inside ]; then
     mount -t sysfs sysfs "$root/sys"
     mount -t tmpfs run "$root/run"
     mount -t tmpfs -o mode=1777 tmp "$root/tmp"
-    mkdir "$root/check"
+    # Where no folder of the machine, whose names nobody knows, can be in the way.
+    mkdir "$root/run/check"
     mount -t tmpfs -o mode=755 dev "$root/dev"
     # The same hierarchies as on the host, each from where enter.sh has put this process.
     groups=$(awk '$3 == "cgroup" || $3 == "cgroup2" { print $2, $3, $4 }' "$scratch.groups")
@@ -49,17 +50,17 @@ if [ "$1" = inside ]; then
     chmod 666 "$root/dev/net/tun"
 
     ip link set lo up
-    cp "$package" "$root/check/foraker.deb"
-    cp "$(dirname "$0")/check.sh" "$root/check/check.sh"
-    touch "$root/check/results"
-    mount --bind "$scratch.results" "$root/check/results"
+    cp "$package" "$root/run/check/foraker.deb"
+    cp "$(dirname "$0")/check.sh" "$root/run/check/check.sh"
+    touch "$root/run/check/results"
+    mount --bind "$scratch.results" "$root/run/check/results"
     units=$root/etc/systemd/system
     cat >"$units/check.service" <<-UNIT
 	[Service]
 	Type=oneshot
-	ExecStart=/bin/sh /check/check.sh
-	StandardOutput=append:/check/results
-	StandardError=append:/check/results
+	ExecStart=/bin/sh /run/check/check.sh
+	StandardOutput=append:/run/check/results
+	StandardError=append:/run/check/results
 	TimeoutStartSec=170
 	ExecStopPost=systemctl poweroff --force
 	UNIT
