@@ -60,6 +60,14 @@ impl Control {
         self.guests()?.into_iter().map(of).collect::<Result<_>>().context("a guest does not run")
     }
 
+    /// How many guests run.
+    ///
+    /// # Errors
+    /// When the supervisor has gone.
+    pub fn running(&mut self) -> Result<u64> {
+        Ok(self.guests()?.iter().filter(|g| g.state == State::Running).count() as u64)
+    }
+
     /// A guest.
     ///
     /// # Errors

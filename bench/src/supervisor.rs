@@ -22,6 +22,7 @@ pub struct Supervisor {
     vmm: PathBuf,
     socket: PathBuf,
     state: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl Supervisor {
@@ -40,19 +41,23 @@ impl Supervisor {
     pub fn start_with(vmm: &Path, cells: usize, options: &[&str]) -> Result<Supervisor> {
         let own = |what: &str| std::env::temp_dir().join(format!("bench-{}.{what}", std::process::id()));
         let (socket, state) = (own("sock"), own("state"));
-        let child = Command::new(vmm)
-            .args(["serve", "--cells", &cells.to_string(), "--socket"])
-            .arg(&socket)
-            .arg("--state")
-            .arg(&state)
-            .args(options)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot start {}", vmm.display()))?;
-        let supervisor = Supervisor { child, vmm: vmm.to_path_buf(), socket, state };
+        let cells = ["--cells".to_owned(), cells.to_string()];
+        let arguments: Vec<_> = cells.into_iter().chain(options.iter().map(|o| (*o).to_owned())).collect();
+        let child = serve(vmm, &socket, &state, &arguments)?;
+        let supervisor = Supervisor { child, vmm: vmm.to_path_buf(), socket, state, arguments };
         supervisor.wait("the supervisor does not answer", || supervisor.control().is_ok())?;
         Ok(supervisor)
+    }
+
+    /// Ends its process at once, as `kill -9` does, and starts another one with the same state.
+    ///
+    /// # Errors
+    /// When that does not start.
+    pub fn kill_and_follow(&mut self) -> Result<()> {
+        self.child.kill().context("the supervisor cannot be killed")?;
+        let next = serve(&self.vmm, &self.socket, &self.state, &self.arguments)?;
+        std::mem::replace(&mut self.child, next).wait().context("the killed supervisor")?;
+        Ok(())
     }
 
     /// Its process.
@@ -132,12 +137,16 @@ impl Supervisor {
         let elapsed = start.elapsed();
         ensure!(lines.get() == count, "{} lines of {count} guests", lines.get());
         // The supervisor hears of them in batches.
-        let running = |guests: &[foraker_api::Guest]| {
-            guests.iter().filter(|g| g.state == foraker_api::State::Running).count() as u64
-        };
-        self.wait("not every guest runs", || control.guests().is_ok_and(|guests| running(&guests) == count))?;
+        self.wait("not every guest runs", || control.running().is_ok_and(|running| running == count))?;
         Ok(elapsed)
     }
+}
+
+fn serve(vmm: &Path, socket: &Path, state: &Path, arguments: &[String]) -> Result<Child> {
+    let mut command = Command::new(vmm);
+    command.arg("serve").arg("--socket").arg(socket).arg("--state").arg(state).args(arguments);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    child.with_context(|| format!("cannot start {}", vmm.display()))
 }
 
 impl Drop for Supervisor {

@@ -153,6 +153,19 @@ impl Serve {
         self.again(libc::SIGTERM, 0)
     }
 
+    /// Ends its process at once, and starts another one with the same state before the first is gone. Returns what is left of the first, and the other one.
+    ///
+    /// # Panics
+    /// The other one does not answer.
+    #[must_use]
+    pub fn killed_and_followed(mut self) -> (Running, Serve) {
+        self.running.note_devices();
+        self.running.signal(libc::SIGKILL);
+        let Serve { running: killed, socket, cells, subnet } = self;
+        let running = serve(&socket, cells, &subnet, &[]);
+        (killed, Serve { running, socket, cells, subnet }.up())
+    }
+
     fn again(mut self, signal: i32, status: i32) -> Serve {
         self.running.note_devices();
         self.running.signal(signal);

@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use foraker_tests::api;
 use foraker_tests::bounds::{emulated, eventually, seconds, stretched};
 use foraker_tests::crowd::{Crowd, ask_each};
 use foraker_tests::http::{self, Connection};
 use foraker_tests::launch::{free_port, image};
 use foraker_tests::leftover;
-use foraker_tests::supervisor::{LIMIT, Listed, Serve, ask, serve, socket};
+use foraker_tests::supervisor::{LIMIT, Listed, Serve, ask, serve, socket, state};
 use foraker_tests::usage::Usage;
+use serde_json::json;
 
 fn web(guest: &Listed) -> SocketAddr {
     SocketAddr::from((guest.ipv4.expect("an address"), 80))
@@ -311,6 +313,31 @@ fn one_supervisor_at_a_time_and_a_dead_one_is_not_in_the_way() {
     assert!(first.socket.exists());
     let third = Serve::start("twice", 1, "10.116");
     assert_eq!(third.stop().status, 0);
+}
+
+#[test]
+fn a_supervisor_answers_while_cells_of_a_killed_one_are_still_there() {
+    let first = Serve::start("follows", 1, "10.117");
+    let probe = image("probe").display().to_string();
+    let guest = ["run", "-d", "--no-net", "--small-pages", "-m", "2M", "--restart", "always", &probe, "idle"];
+    assert_eq!(first.ask(&guest).status, 0);
+    // As a cell of it does until the kernel has taken all of its machines apart.
+    let mark = std::fs::File::open(state(&first.socket).join("cells.lock")).expect("the cells' mark");
+    mark.lock_shared().expect("cells have it together");
+    let (killed, second) = first.killed_and_followed();
+    let health = api::ask(&second.socket, "GET", "/health", None);
+    assert_eq!((health.status, &health.json()["missing_cells"]), (503, &json!(1)));
+    assert_eq!(second.guests()[0].phase, "waiting");
+    let next = second.ask(&["run", "-d", "--no-wait", "--no-net", &probe, "idle"]);
+    assert_eq!(next.stdout.trim(), "2", "{next}");
+    // Asserts that nothing of it is left.
+    assert_eq!(killed.wait(LIMIT).status, 128 + 9);
+    assert!(second.cells().is_empty(), "a cell was started beside another one");
+    drop(mark);
+    let run = || second.guests().iter().all(|g| g.phase == "running");
+    assert!(eventually(seconds(20), run), "{:?}", second.guests());
+    assert_eq!(api::ask(&second.socket, "GET", "/health", None).status, 200);
+    assert_eq!(second.stop().status, 0);
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod grain;
 pub mod http;
 pub mod http_crate;
 pub mod interrupts;
+pub mod killed;
 pub mod launch;
 pub mod page;
 pub mod path;
@@ -172,6 +173,13 @@ pub const SUITES: &[Suite] = &[
         run: api::run,
         guests: true,
         network: true,
+    },
+    Suite {
+        id: "killed",
+        about: "`kill -9` of a supervisor with 300 and 10,000 guests: until the next one answers, and until they are back",
+        run: killed::run,
+        guests: true,
+        network: false,
     },
     Suite {
         id: "page",

@@ -1,21 +1,25 @@
 //! `vmm serve`.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use foraker_api::{Amounts, GatekeeperSettings};
 use foraker_confine::Kind;
 use foraker_supervisor::rest::{self, Listener};
-use foraker_supervisor::{Config, Launcher, Supervisor};
+use foraker_supervisor::{Config, Directory, Launcher, StoreError, Supervisor};
 use sd_notify::NotifyState;
 
 use crate::args::Serve;
 use crate::logger;
 use crate::page::Page;
 use crate::signals::Signals;
+
+/// How long it may take until a process that was killed has let go what it had.
+const DYING: Duration = Duration::from_secs(1);
 
 /// Runs the supervisor; returns the status of the process.
 pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
@@ -27,7 +31,7 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         bail!("{} is no subnet of 16 bits with {} more behind it", serve.first_subnet, serve.cells);
     }
     let state = std::path::absolute(serve.state()).context("cannot find the state directory")?;
-    foraker_supervisor::make_state_directory(&state)?;
+    let directory = when_free(|| Ok(Directory::open(&state)?))?;
     let inherited = Listener::inherited();
     let own_socket = inherited.is_none().then(|| std::path::absolute(&path)).transpose()?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -38,29 +42,27 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
     let launchers_end = launcher.process().try_clone()?;
     let listener = match inherited {
         Some(listener) => listener,
-        None => serve
-            .socket
-            .make_folder()
-            .and_then(|()| Listener::bind(&path, serve.socket_mode))
-            .with_context(|| format!("cannot listen on {}", path.display()))?,
+        None => when_free(|| {
+            let made = serve.socket.make_folder().and_then(|()| Listener::bind(&path, serve.socket_mode));
+            made.with_context(|| format!("cannot listen on {}", path.display()))
+        })?,
     };
     let mut listeners = vec![listener];
     if let (Some(address), Some(folder)) = (serve.listen, &serve.tls) {
-        let (remote, at) = Listener::remote(address, folder)?;
+        let (remote, at) = when_free(|| Ok(Listener::remote(address, folder)?))?;
         println!("clients from elsewhere are served at {at}");
         listeners.push(remote);
     }
-    let page = serve.ui.map(|address| Page::bind(address, serve.ui_writable)).transpose()?;
+    let page = serve.ui.map(|address| when_free(|| Page::bind(address, serve.ui_writable))).transpose()?;
     let gatekeeper = gatekeeper(serve, processors)?;
-    foraker_confine::begin_supervisor(&state)?;
+    foraker_confine::begin_supervisor(directory.path())?;
     let config = Config {
         cells: serve.cells.into(),
         first_subnet: serve.first_subnet,
         gatekeeper,
-        state,
         log_size: serve.log_size,
     };
-    let (supervisor, found) = Supervisor::start(config, launcher)?;
+    let (supervisor, found) = Supervisor::start(config, directory, launcher)?;
     if found.is_anything() {
         eprintln!("vmm: {found}");
     }
@@ -95,6 +97,24 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         );
     }
     Ok(0)
+}
+
+/// Tries again for a moment if it is in use: a supervisor that has just been killed still has it until the kernel has taken its process apart.
+fn when_free<T>(attempt: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let since = Instant::now();
+    loop {
+        match attempt() {
+            Err(e) if is_in_use(&e) && since.elapsed() < DYING => std::thread::sleep(DYING / 100),
+            done => return done,
+        }
+    }
+}
+
+fn is_in_use(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let address = cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::AddrInUse);
+        address || matches!(cause.downcast_ref(), Some(StoreError::InUse(_)))
+    })
 }
 
 /// Tells the service manager, if one has asked to be told (`sd_notify(3)`).

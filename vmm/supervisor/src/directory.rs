@@ -1,36 +1,27 @@
-//! The state directory: one supervisor at a time, and none while cells of an earlier one are still there.
+//! The state directory: one supervisor at a time, and no cells of it while those of an earlier one are still there.
 //!
 //! Both are told by locks that the kernel lets go when a process ends, however it ends (flock(2)). The supervisor has an open file with a shared lock, its *mark*,
-//! of which each cell inherits a copy; a supervisor that finds the lock waits until the last copy is gone, because those cells still have their TAP devices and ports.
-//! The mark is passed to the launcher with each request for a cell, so that there is no moment between the death of one and the start of the other without it.
+//! which its launcher and each cell inherit; a supervisor that finds the lock starts no cell until the last copy is gone, because those cells still have their TAP
+//! devices and ports. It serves its clients meanwhile: the kernel takes a killed cell apart at about a thousand guests a second. The launcher waits for its cells, so
+//! that its copy is there until they are gone altogether; a cell's own, which may be closed before its TAP device is, is for when somebody ends the launcher as well.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
 
 use crate::store::StoreError;
 
-/// How long cells of an earlier supervisor may take to end.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// The state directory, this process' own.
 #[derive(Debug)]
-pub(crate) struct Directory {
+pub struct Directory {
     path: PathBuf,
     _own: File,
     mark: File,
-}
-
-/// Makes it, for this user alone, if it is not there.
-///
-/// # Errors
-/// The file system says no.
-pub fn make(path: &Path) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Directory { path: path.to_path_buf(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+    /// No cell of an earlier supervisor has a mark any more.
+    vacant: Mutex<bool>,
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -49,56 +40,78 @@ fn lock(file: &File, operation: i32) -> io::Result<bool> {
 }
 
 impl Directory {
-    /// Makes it if it is not there, and takes it.
-    pub(crate) fn open(path: &Path) -> Result<Directory, StoreError> {
-        make(path)?;
+    /// Makes it, for this user alone, if it is not there, and takes it.
+    ///
+    /// # Errors
+    /// Another supervisor has it, or the file system says no.
+    pub fn open(path: &Path) -> Result<Directory, StoreError> {
         let failed = |source| StoreError::Directory { path: path.to_path_buf(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let own = open(&path.join("lock")).map_err(failed)?;
         if !lock(&own, libc::LOCK_EX).map_err(failed)? {
             return Err(StoreError::InUse(path.to_path_buf()));
         }
         let mark = open(&path.join("cells.lock")).map_err(failed)?;
-        let since = Instant::now();
-        while !lock(&mark, libc::LOCK_EX).map_err(failed)? {
-            if since.elapsed() > PATIENCE {
-                let text = "cells of an earlier supervisor do not end: see `ps -C vmm`";
-                return Err(failed(io::Error::other(text)));
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        // SAFETY: an open descriptor.
+        if unsafe { libc::fcntl(mark.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
+            return Err(failed(io::Error::last_os_error()));
         }
-        // Shared from now on; nobody else can have it meanwhile, as the first lock is needed for that.
-        lock(&mark, libc::LOCK_SH).map_err(failed)?;
-        Ok(Directory { path: path.to_path_buf(), _own: own, mark })
+        Ok(Directory { path: path.to_path_buf(), _own: own, mark, vacant: Mutex::new(false) })
+    }
+
+    /// Whether the cells of an earlier supervisor are gone. Once they are, the mark says that this one's are there.
+    pub(crate) fn is_vacant(&self) -> io::Result<bool> {
+        let mut vacant = self.vacant.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*vacant && lock(&self.mark, libc::LOCK_EX)? {
+            // Nobody else can have it meanwhile, as the first lock is needed for that.
+            *vacant = lock(&self.mark, libc::LOCK_SH)?;
+        }
+        Ok(*vacant)
     }
 
     /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// What each cell is to inherit.
-    pub(crate) fn mark(&self) -> BorrowedFd<'_> {
-        self.mark.as_fd()
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
     use super::*;
 
+    /// Takes it soon: a child may still have the first lock when the parent goes on, until its `exec` is through.
+    pub(crate) fn soon(path: &Path) -> Directory {
+        let since = Instant::now();
+        loop {
+            match Directory::open(path) {
+                Err(StoreError::InUse(_)) if since.elapsed() < Duration::from_secs(10) => {}
+                done => return done.unwrap(),
+            }
+        }
+    }
+
     #[test]
-    fn one_at_a_time_and_not_before_the_cells_are_gone() {
+    fn one_at_a_time_and_no_cells_before_the_last_ones_are_gone() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("deep/state");
         let first = Directory::open(&path).unwrap();
+        assert!(first.is_vacant().unwrap());
         assert!(matches!(Directory::open(&path), Err(StoreError::InUse(_))));
-        let mark = first.mark().try_clone_to_owned().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("0.3").stdin(mark).spawn().unwrap();
-        let since = Instant::now();
+        let mut cell = std::process::Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         drop(first);
-        let second = Directory::open(&path).unwrap();
-        assert!(since.elapsed() > Duration::from_millis(150), "it waited for the child");
+        let second = soon(&path);
         assert_eq!(second.path(), path);
-        child.wait().unwrap();
+        assert!(!second.is_vacant().unwrap(), "its cell is still there");
+        drop(cell.stdin.take());
+        cell.wait().unwrap();
+        assert!(second.is_vacant().unwrap());
+        let mut cell = std::process::Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(second.is_vacant().unwrap(), "its own cells do not matter");
+        drop(cell.stdin.take());
+        cell.wait().unwrap();
     }
 }

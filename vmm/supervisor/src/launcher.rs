@@ -1,7 +1,7 @@
 //! The launcher: a process that starts cells, and nothing else.
 //!
 //! The supervisor hears clients and cells, and is confined: it cannot run a program. What a cell needs for its set-up it could not give away either, as filters and
-//! given-up rights are inherited. So it starts this process before anything else, and asks it for cells. What there is to ask for is little: a cell by its number,
+//! given-up rights are inherited. So it takes its state directory, starts this process before anything else, and asks it for cells. What there is to ask for is little: a cell by its number,
 //! whose command line was settled at the start; the end of one; what one weighs. Cells are this process' children, at most one for each number at a time.
 //!
 //! Requests are packets over a pair of sockets; the answer to a start has the cell's channel, its console and a descriptor of its process with it. The
@@ -56,7 +56,7 @@ impl Cells {
 /// What the supervisor asks for: one packet each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Request {
-    /// Start a cell. With it comes a descriptor that the cell is to inherit: its mark.
+    /// Start a cell.
     Start(usize),
     /// End a cell that does not end by itself.
     Kill(usize),

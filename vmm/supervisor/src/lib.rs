@@ -43,10 +43,11 @@ pub mod supervisor;
 mod weights;
 
 pub use channel::{Ended, Order};
-pub use directory::make as make_state_directory;
+pub use directory::Directory;
 pub use foraker_policy::placement::MOST_GUESTS;
 pub use images::FOLDER as IMAGES;
 pub use launcher::Launcher;
 pub use logs::DEFAULT_SIZE as DEFAULT_LOG_SIZE;
 pub use refused::Refused;
+pub use store::StoreError;
 pub use supervisor::{Config, Found, StartError, Supervisor};

@@ -17,9 +17,7 @@ mod tests;
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +46,9 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// How long a cell's process may take to end when its channel has: then it is ended.
 const LINGERS: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether cells of an earlier supervisor are gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// How a supervisor is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -57,8 +58,6 @@ pub struct Config {
     pub first_subnet: Ipv4Addr,
     /// What guests may have, unless a client has settled that.
     pub gatekeeper: GatekeeperSettings,
-    /// Where what must outlive it is kept.
-    pub state: PathBuf,
     /// How much of each guest's log is kept, bytes.
     pub log_size: u64,
 }
@@ -100,12 +99,16 @@ struct Shared {
 pub struct Supervisor(Arc<Shared>);
 
 impl Supervisor {
-    /// Takes up what an earlier one has left, starts the cells and waits until they are there.
+    /// Takes up what an earlier one has left, starts the cells and waits until they are there; not if cells of an earlier one are: then they follow when those are gone.
     ///
     /// # Errors
     /// The state cannot be used, the host has no threads to give, or no cell can be started.
-    pub fn start(config: Config, launcher: Launcher) -> Result<(Supervisor, Found), StartError> {
-        let directory = Directory::open(&config.state)?;
+    pub fn start(
+        config: Config,
+        directory: Directory,
+        launcher: Launcher,
+    ) -> Result<(Supervisor, Found), StartError> {
+        let vacant = directory.is_vacant()?;
         let (state, logs, found) = restore::take_up(&config, &directory)?;
         let count = config.cells;
         let supervisor = Supervisor(Arc::new(Shared {
@@ -134,6 +137,10 @@ impl Supervisor {
             foraker_confine::enter(Kind::Sender);
             again.keep_time();
         })?;
+        if !vacant {
+            log::warn!("cells of an earlier supervisor are still there: guests start when those are gone");
+            return Ok((supervisor, found));
+        }
         let mut state = supervisor.lock();
         // A cell that cannot be made ends at once, and is started again and again.
         while !state.cells.iter().all(|c| c.load.alive) && state.cells.iter().all(|c| c.restarts < 3) {
@@ -178,6 +185,7 @@ impl Supervisor {
 
     /// Runs a cell's process, again whenever it ends, until the supervisor stops.
     fn keep_cell(&self, number: usize) {
+        self.await_earlier_cells();
         // Short lives in a row.
         let mut short = 0;
         while !self.lock().stopping {
@@ -206,11 +214,41 @@ impl Supervisor {
         }
     }
 
+    /// Waits until the cells of an earlier supervisor are gone, or this one stops.
+    fn await_earlier_cells(&self) {
+        let Some(directory) = &self.0.directory else { return };
+        let since = Instant::now();
+        let mut told = since;
+        loop {
+            match directory.is_vacant() {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(e) => {
+                    return log::error!("cannot tell whether cells of an earlier supervisor are gone: {e}");
+                }
+            }
+            if told.elapsed() > LINGERS {
+                let waited = since.elapsed().as_secs();
+                log::warn!("cells of an earlier supervisor do not end, for {waited} s now: see `ps -C vmm`");
+                told = Instant::now();
+            }
+            let state = self.lock();
+            let stopping = |state: &mut State| !state.stopping;
+            let (state, _) = self
+                .0
+                .changed
+                .wait_timeout_while(state, LOOK_AGAIN, stopping)
+                .unwrap_or_else(PoisonError::into_inner);
+            if state.stopping {
+                return;
+            }
+        }
+    }
+
     fn spawn(&self, number: usize) -> io::Result<(Ending, UnixStream)> {
         let none = || io::Error::other("nobody starts cells");
         let launcher = self.0.launcher.as_ref().ok_or_else(none)?;
-        let mark = self.0.directory.as_ref().ok_or_else(none)?.mark();
-        let Started { process, channel, console } = launcher.start_cell(number, mark.as_raw_fd())?;
+        let Started { process, channel, console } = launcher.start_cell(number)?;
         if let Some(logs) = &self.0.logs {
             let (logs, supervisor) = (logs.clone(), self.clone());
             std::thread::Builder::new().name(format!("console-{number}")).spawn(move || {

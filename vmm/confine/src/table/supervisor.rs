@@ -17,9 +17,9 @@ pub(crate) const CONTROL: &[Group] =
 /// Keeps what is to survive in a database in one folder.
 pub(crate) const STORE: &[Group] = &[DATABASE, SLEEP, YIELD, EVERY];
 
-/// Has the launcher start a cell, hears what it says until its process has ended, and starts the two threads that read its console and write to it.
+/// Waits until cells of an earlier supervisor are gone, has the launcher start one, hears what it says until its process has ended, and starts the two threads that read its console and write to it.
 pub(crate) const KEEPER: &[Group] =
-    &[CHANNEL, LAUNCHER, CLOSE, CONSOLES, LOOKS, SLEEP, START_THREADS, RESTRICT_THREADS, EVERY];
+    &[MARK, CHANNEL, LAUNCHER, CLOSE, CONSOLES, LOOKS, SLEEP, START_THREADS, RESTRICT_THREADS, EVERY];
 
 /// Reads what guests print, from the pipe of a cell.
 pub(crate) const CONSOLE: &[Group] = &[PIPE, EVERY];
@@ -154,6 +154,9 @@ const PIPE: Group = &[call!(SYS_read)];
 
 /// Requests to the launcher, and descriptors that come back.
 const LAUNCHER: Group = &[call!(SYS_sendmsg), call!(SYS_recvmsg), call!(SYS_poll)];
+
+/// Whether cells of an earlier supervisor are gone is told by a lock.
+const MARK: Group = &[call!(SYS_flock)];
 
 /// Closing a stream in one direction.
 const CLOSE: Group = &[call!(SYS_shutdown)];

@@ -73,7 +73,8 @@ impl AsRawFd for Ending {
 }
 
 impl Launcher {
-    /// Starts it: a program with its command line, which calls [`super::run`] on its standard input. Call this first: it inherits what this process may do.
+    /// Starts it: a program with its command line, which calls [`super::run`] on its standard input. Call this first: it inherits what this process may do, and the mark of
+    /// [`Directory`](crate::Directory).
     ///
     /// # Errors
     /// The host gives no process.
@@ -104,11 +105,11 @@ impl Launcher {
         &self.process
     }
 
-    /// Has a cell started, which inherits a mark.
-    pub(crate) fn start_cell(&self, number: usize, mark: RawFd) -> io::Result<Started> {
+    /// Has a cell started.
+    pub(crate) fn start_cell(&self, number: usize) -> io::Result<Started> {
         let gone = || io::Error::new(io::ErrorKind::BrokenPipe, "the launcher has gone");
         let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
-        send(&self.socket, &Request::Start(number), &[mark]).map_err(|_| gone())?;
+        send(&self.socket, &Request::Start(number), &[]).map_err(|_| gone())?;
         let (answer, descriptors) = receive::<Answer>(&self.socket)?.ok_or_else(gone)?;
         let number = answer.map_err(io::Error::from_raw_os_error)?;
         let [channel, console, process]: [OwnedFd; DESCRIPTORS] =

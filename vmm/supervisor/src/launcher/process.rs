@@ -81,9 +81,9 @@ impl Process {
             if !self.wait(Some(supervisor.as_raw_fd()), None)? {
                 continue;
             }
-            let Some((request, descriptors)) = receive(supervisor)? else { return Ok(()) };
+            let Some((request, _)) = receive(supervisor)? else { return Ok(()) };
             match request {
-                Request::Start(number) => match self.start(number, descriptors.into_iter().next()) {
+                Request::Start(number) => match self.start(number) {
                     Ok((process, ends)) => {
                         let descriptors = ends.each_ref().map(AsRawFd::as_raw_fd);
                         // It may have gone meanwhile, as the next packet says.
@@ -139,7 +139,7 @@ impl Process {
     }
 
     /// Starts a cell. Returns its process, and the supervisor's ends: its channel, its console, its process.
-    fn start(&mut self, number: usize, mark: Option<OwnedFd>) -> io::Result<(u32, [OwnedFd; 3])> {
+    fn start(&mut self, number: usize) -> io::Result<(u32, [OwnedFd; 3])> {
         if number >= self.cells.count {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -155,8 +155,6 @@ impl Process {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(writer))
             .spawn()?;
-        // It has its own copy, for as long as it lives.
-        drop(mark);
         let watched = watch(child.id()).and_then(|ending| Ok((ending.try_clone()?, ending)));
         let (copy, ending) = match watched {
             Ok(both) => both,

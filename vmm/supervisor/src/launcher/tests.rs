@@ -10,6 +10,7 @@ use foraker_api::{Amounts, GatekeeperSettings};
 
 use super::process::Process;
 use super::*;
+use crate::directory::{self, Directory};
 use crate::supervisor::{Config, Supervisor};
 
 /// Cells that may be started.
@@ -76,25 +77,30 @@ fn error(result: io::Result<Started>) -> Option<i32> {
 #[test]
 fn a_cell_is_started_by_its_number_and_one_at_a_time() {
     let Thread { launcher, thread } = launcher(cells());
-    let (mut reader, mark) = io::pipe().unwrap();
-    let mut cell = launcher.start_cell(1, mark.as_raw_fd()).unwrap();
-    drop(mark);
+    let state = tempfile::tempdir().unwrap();
+    // This process stands for the launcher's, whose mark cells inherit.
+    let marked = Directory::open(state.path()).unwrap();
+    assert!(marked.is_vacant().unwrap());
+    let mut cell = launcher.start_cell(1).unwrap();
+    drop(marked);
+    let next = directory::tests::soon(state.path());
     let line = said(&mut cell);
     assert!(
         line.ends_with("-- --number 1 --subnet 10.201.0.0/16 --subnets 10.200.0.0-10.201.255.255"),
         "{line}"
     );
-    assert_eq!(error(launcher.start_cell(1, 0)), Some(libc::EBUSY));
-    assert_eq!(error(launcher.start_cell(CELLS, 0)), Some(libc::EINVAL));
+    assert_eq!(error(launcher.start_cell(1)), Some(libc::EBUSY));
+    assert_eq!(error(launcher.start_cell(CELLS)), Some(libc::EINVAL));
     assert!(!cell.process.wait(Duration::ZERO).unwrap());
+    assert!(!next.is_vacant().unwrap(), "the cell has the mark");
     // Its console, its channel and its end are the supervisor's; the mark lasts as long as it does.
     cell.channel.write_all(b"e").unwrap();
     let mut console = String::new();
     cell.console.read_to_string(&mut console).unwrap();
     assert!(console.contains("a line\n"), "{console}");
     assert!(cell.process.wait(10 * SECOND).unwrap());
-    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "nobody has the mark any more");
-    let again = launcher.start_cell(1, 0).unwrap();
+    assert!(next.is_vacant().unwrap(), "nobody has the mark any more");
+    let again = launcher.start_cell(1).unwrap();
     assert_ne!(again.process.process(), cell.process.process());
     launcher.weigh(1, Asked { shares: 1, promised: 1 });
     launcher.kill(1).unwrap();
@@ -109,11 +115,11 @@ fn a_cell_is_started_by_its_number_and_one_at_a_time() {
 #[test]
 fn no_cell_outlives_the_supervisor() {
     let Thread { launcher, thread } = launcher(cells());
-    let mut idle = launcher.start_cell(0, 0).unwrap();
+    let mut idle = launcher.start_cell(0).unwrap();
     // The launcher is a thread of this process here: the other cell would inherit it.
     // SAFETY: an open descriptor.
     unsafe { libc::fcntl(idle.channel.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
-    let mut lingers = launcher.start_cell(1, 0).unwrap();
+    let mut lingers = launcher.start_cell(1).unwrap();
     let _ = (said(&mut idle), said(&mut lingers));
     lingers.channel.write_all(LINGER).unwrap();
     let [idle, lingers] = [idle, lingers].map(|cell| cell.process);
@@ -130,13 +136,13 @@ fn what_is_no_request_ends_the_launcher_and_the_cells() {
     let long = [b' '; 2 * PACKET];
     for nonsense in [&b"{}"[..], b"{\"Start\":-1}", b"{\"Start\":0,\"Kill\":0}", b"\xff", &long] {
         let Thread { launcher, thread } = launcher(cells());
-        let cell = launcher.start_cell(0, 0).unwrap();
+        let cell = launcher.start_cell(0).unwrap();
         launcher.socket().send_with_fds(&[nonsense], &[0, 0, 0]).unwrap();
         let Started { process, channel, console } = cell;
         drop((channel, console));
         assert!(thread.join().unwrap().is_err(), "{nonsense:?}");
         assert!(process.wait(Duration::ZERO).unwrap());
-        assert!(launcher.start_cell(0, 0).is_err());
+        assert!(launcher.start_cell(0).is_err());
     }
 }
 
@@ -165,7 +171,7 @@ fn answers_are_not_mixed_up() {
         for number in 0..CELLS {
             let (launcher, lines) = (&launcher, &lines);
             scope.spawn(move || {
-                let mut cell = launcher.start_cell(number, 0).unwrap();
+                let mut cell = launcher.start_cell(number).unwrap();
                 let line = said(&mut cell);
                 lines.lock().unwrap().push(line.contains(&format!("--number {number} ")));
             });
@@ -181,17 +187,12 @@ fn answers_are_not_mixed_up() {
 fn a_cell_that_cannot_be_understood_is_ended_and_started_again() {
     let Thread { launcher, thread } = launcher(Cells { count: 1, ..cells() });
     let state = tempfile::tempdir().unwrap();
+    let directory = Directory::open(state.path()).unwrap();
     let gatekeeper =
         GatekeeperSettings { budget: Amounts::default(), most_waiting: 1, discipline: Discipline::Fair };
-    let config = Config {
-        cells: 1,
-        first_subnet: Ipv4Addr::new(10, 200, 0, 0),
-        gatekeeper,
-        state: state.path().to_path_buf(),
-        log_size: 0,
-    };
+    let config = Config { cells: 1, first_subnet: Ipv4Addr::new(10, 200, 0, 0), gatekeeper, log_size: 0 };
     // Returns when it has tried several times, and no cell is left.
-    let refused = Supervisor::start(config, launcher).unwrap_err();
+    let refused = Supervisor::start(config, directory, launcher).unwrap_err();
     assert!(refused.to_string().contains("no cell can be started"), "{refused}");
     thread.join().unwrap().unwrap();
 }

@@ -62,7 +62,7 @@ pub enum NoRemote {
     Tls(#[from] TlsError),
     /// The address.
     #[error("cannot listen on {0}: {1}")]
-    Address(SocketAddr, io::Error),
+    Address(SocketAddr, #[source] io::Error),
 }
 
 impl Listener {
