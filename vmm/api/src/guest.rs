@@ -431,6 +431,9 @@ pub struct GuestDetail {
     /// The fault that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
+    /// Bytes of the core that was kept when it faulted last, if one was (`keep_core`) and is still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core_bytes: Option<u64>,
 }
 
 /// A fault: what a guest did that it may not do, and where. Addresses and registers are hexadecimal.

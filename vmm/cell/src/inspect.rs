@@ -3,6 +3,7 @@
 //! One at a time looks into a guest, and holds it meanwhile. Everything that is read was the guest's to choose, and everything that is written stays within
 //! what it could have written itself, but for its text and read-only data, of which it is given a copy of its own.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -152,7 +153,7 @@ impl Inspection {
         state.ok_or(InspectError::NoCore(index))
     }
 
-    /// Has a core go on from another state.
+    /// Has a core go on from another state. One that rested does so no longer: where it is now it does not wait for anything.
     ///
     /// # Errors
     /// There is no such core, its instruction pointer is no address, or the host refuses the state.
@@ -171,6 +172,13 @@ impl Inspection {
             Seat::Here(core) => core.resume(self.guest.memory.page_tables(), state)?,
             Seat::Away(saved) => **saved = state.clone(),
         }
+        *there = match std::mem::replace(&mut *there, CoreState::Active) {
+            CoreState::Idle(vcore) => {
+                slot.idle.store(false, Ordering::SeqCst);
+                CoreState::Held(vcore)
+            }
+            other => other,
+        };
         Ok(())
     }
 

@@ -130,8 +130,7 @@ fn in_the_foreground(mut client: Client, socket: &Socket, id: u64) -> anyhow::Re
             let fault = client.guest(&id).ok().and_then(|detail| detail.fault);
             let text = fault.map_or(guest.reason.unwrap_or_default(), |fault| fault.text());
             // Functions are called as the image says.
-            let lines: Vec<_> = text.lines().map(crate::format::inert).collect();
-            eprintln!("vmm: guest {name} faulted: {}", lines.join("\n"));
+            eprintln!("vmm: guest {name} faulted: {}", crate::format::inert_lines(&text));
             STATUS_FAULT
         }
         State::Refused => bail!("{}", guest.reason.unwrap_or_default()),

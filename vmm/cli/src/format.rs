@@ -123,9 +123,14 @@ pub(crate) fn colours(output: &impl IsTerminal) -> bool {
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// A text without anything that a terminal would act on: what guests are called and say is not ours.
+/// A text without anything that a terminal would act on, or that nobody would see: what guests are called and say is not ours.
 pub(crate) fn inert(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || foraker_ui::is_invisible(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The same of a text that has lines.
+pub(crate) fn inert_lines(text: &str) -> String {
+    text.lines().map(inert).collect::<Vec<_>>().join("\n")
 }
 
 /// Bytes as people read them, such as `16.0M`.
@@ -166,11 +171,11 @@ mod tests {
     #[test]
     fn tables_are_aligned_and_inert() {
         let mut text = Vec::new();
-        let items = [("a\x1b[31m", 7), ("longer", 1234)];
+        let items = [("a\x1b[31\u{202e}", 7), ("longer", 1234)];
         let columns = [left("NAME", |i: &(&str, u32)| i.0.to_owned()), right("N", |i| i.1.to_string())];
         table(&mut text, &items, &columns).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert_eq!(text, "NAME       N\na\u{fffd}[31m     7\nlonger  1234\n");
+        assert_eq!(text, "NAME       N\na\u{fffd}[31\u{fffd}     7\nlonger  1234\n");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use foraker_publish::Publisher;
 use foraker_supervisor::resolve::{Defaults, resolve};
 
 use crate::args::{GuestOptions, Launch, Service};
+use crate::format::inert_lines;
 use crate::networks::Networks;
 use crate::report::{NetworkReport, Report};
 use crate::signals::Signals;
@@ -131,7 +132,8 @@ pub(crate) fn run(launch: &Launch) -> anyhow::Result<u8> {
     let failed = reports.iter().map(report::GuestReport::process_status).find(|s| *s != 0).unwrap_or(0);
     for r in &reports {
         if let Some(text) = r.text() {
-            eprintln!("vmm: {text}");
+            // Functions are called as the image says.
+            eprintln!("vmm: {}", inert_lines(&text));
         }
     }
     if launch.cell.json {

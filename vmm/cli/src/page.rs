@@ -227,6 +227,9 @@ fn facts(detail: &GuestDetail) -> Vec<Fact> {
             facts.push(Fact::new("network", format!("{name} dropped"), Value::Count(dropped)));
         }
     }
+    if let Some(bytes) = detail.core_bytes {
+        facts.push(Fact::new("life", "core kept", Value::Bytes(bytes)));
+    }
     if let Some(address) = g.ipv4 {
         facts.push(Fact::new("network", "address", Value::Text(address.to_string())));
     }

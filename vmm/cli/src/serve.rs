@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use foraker_api::{Amounts, GatekeeperSettings};
 use foraker_confine::Kind;
 use foraker_supervisor::rest::{self, Listener};
-use foraker_supervisor::{Config, Directory, Launcher, StoreError, Supervisor};
+use foraker_supervisor::{Config, Directory, Launcher, LogSizes, StoreError, Supervisor};
 use sd_notify::NotifyState;
 
 use crate::args::Serve;
@@ -60,7 +60,7 @@ pub(crate) fn run(serve: &Serve) -> anyhow::Result<u8> {
         cells: serve.cells.into(),
         first_subnet: serve.first_subnet,
         gatekeeper,
-        log_size: serve.log_size,
+        log_sizes: LogSizes { each: serve.log_size, all: serve.log_total },
     };
     let (supervisor, found) = Supervisor::start(config, directory, launcher)?;
     if found.is_anything() {

@@ -47,7 +47,7 @@ pub use directory::Directory;
 pub use foraker_policy::placement::MOST_GUESTS;
 pub use images::FOLDER as IMAGES;
 pub use launcher::Launcher;
-pub use logs::DEFAULT_SIZE as DEFAULT_LOG_SIZE;
+pub use logs::LogSizes;
 pub use refused::Refused;
 pub use store::StoreError;
 pub use supervisor::{Config, Found, StartError, Supervisor};

@@ -2,7 +2,8 @@
 //!
 //! A cell marks each line with its guest's number and writes it into a pipe of its own; a thread for each cell reads it and hands it to the one thread
 //! that owns the logs. That thread is ordinary: when it cannot keep up the pipes fill, and cells drop lines and count them, as they do
-//! for any slow reader. No guest waits for a log, and none can push another's out: each has its own bound, of which the oldest part goes first.
+//! for any slow reader. No guest waits for a log. Each has its own bound, of which the oldest part goes first; where all together are too much, the longest are
+//! shortened, to one length, so that who writes little loses nothing to those who write much.
 //!
 //! The logs are one SQLite file: ten thousand files that are written a line at a time cost more, and a descriptor each.
 
@@ -21,8 +22,21 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::store::{StoreError, prepare};
 
-/// How much of each guest's log is kept, bytes, if nobody says otherwise.
-pub const DEFAULT_SIZE: u64 = 1 << 20;
+/// How much is kept, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSizes {
+    /// Of each guest's log.
+    pub each: u64,
+    /// Of all of them.
+    pub all: u64,
+}
+
+impl Default for LogSizes {
+    fn default() -> LogSizes {
+        LogSizes { each: 1 << 20, all: 4 << 30 }
+    }
+}
+
 /// How long what was written may wait until it is kept.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long the last lines of a guest may take to come after its end was heard of; they come another way.
@@ -60,14 +74,12 @@ pub(crate) struct Logs {
 
 struct Keeper {
     database: Connection,
-    /// Most bytes of each log.
-    size: u64,
+    sizes: LogSizes,
     pending: HashMap<u64, Vec<u8>>,
     pending_bytes: usize,
     /// Bytes that each guest has written, as far as they are known; what is kept is their end.
     written: HashMap<u64, u64>,
-    /// Bytes kept of each log, their rows' costs included.
-    kept: HashMap<u64, u64>,
+    kept: Kept,
     followers: HashMap<u64, Vec<mpsc::Sender<Vec<u8>>>>,
     /// Guests whose last line has come, and that the supervisor has not spoken of yet.
     at_end: HashSet<u64>,
@@ -75,9 +87,82 @@ struct Keeper {
     closing: HashMap<u64, Instant>,
 }
 
+/// Bytes kept of each log, their rows' costs included.
+#[derive(Default)]
+struct Kept {
+    of: HashMap<u64, u64>,
+    all: u64,
+}
+
+impl Kept {
+    /// Returns what it is now.
+    fn add(&mut self, id: u64, bytes: u64) -> u64 {
+        self.all += bytes;
+        let of = self.of.entry(id).or_default();
+        *of += bytes;
+        *of
+    }
+
+    /// Takes the oldest part of a log away, so that so much is left.
+    fn shorten(&mut self, database: &Connection, id: u64, length: u64) -> rusqlite::Result<()> {
+        let Some(of) = self.of.get_mut(&id) else { return Ok(()) };
+        let mut statement = database
+            .prepare_cached("SELECT number, LENGTH(text) FROM pieces WHERE guest = ?1 ORDER BY number")?;
+        let mut rows = statement.query([id.cast_signed()])?;
+        let before = *of;
+        let (mut last, mut part) = (0, None);
+        while *of > length
+            && let Some(row) = rows.next()?
+        {
+            let (number, text) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.cast_unsigned());
+            let surplus = *of - length;
+            if text <= surplus {
+                last = number;
+                *of = of.saturating_sub(text + ROW);
+            } else {
+                part = Some((number, surplus));
+                *of = length;
+            }
+        }
+        self.all -= before - *of;
+        drop(rows);
+        database
+            .prepare_cached("DELETE FROM pieces WHERE guest = ?1 AND number <= ?2")?
+            .execute([id.cast_signed(), last])?;
+        if let Some((number, surplus)) = part {
+            database
+                .prepare_cached("UPDATE pieces SET text = SUBSTR(text, ?2) WHERE number = ?1")?
+                .execute([number, surplus.cast_signed() + 1])?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether there was anything.
+    fn forget(&mut self, id: u64) -> bool {
+        let bytes = self.of.remove(&id);
+        self.all -= bytes.unwrap_or(0);
+        bytes.is_some()
+    }
+
+    /// To which length the longest are to be shortened, so that all together have no more than so much.
+    fn level(&self, most: u64) -> u64 {
+        let mut lengths: Vec<u64> = self.of.values().copied().collect();
+        lengths.sort_unstable();
+        let mut left = most;
+        for (at, length) in lengths.iter().enumerate() {
+            let share = left / (lengths.len() - at) as u64;
+            if *length > share {
+                return share;
+            }
+            left -= length;
+        }
+        u64::MAX
+    }
+}
+
 impl Logs {
     /// Opens the logs in a directory.
-    pub(crate) fn open(directory: &Path, size: u64) -> Result<Logs, StoreError> {
+    pub(crate) fn open(directory: &Path, sizes: LogSizes) -> Result<Logs, StoreError> {
         let path = directory.join("logs.db");
         let failed = |source| StoreError::Database { path: path.clone(), source };
         let database = Connection::open(&path).map_err(failed)?;
@@ -87,20 +172,15 @@ impl Logs {
             number INTEGER PRIMARY KEY, guest INTEGER NOT NULL, at_ms INTEGER NOT NULL, text BLOB NOT NULL);
             CREATE INDEX IF NOT EXISTS of_guest ON pieces (guest, number);";
         database.execute_batch(tables).map_err(failed)?;
-        let kept = kept(&database).map_err(failed)?;
-        let (pending, followers) = (HashMap::new(), HashMap::new());
-        let (kept, written) = (
-            kept.iter().map(|(id, k)| (*id, k.0)).collect(),
-            kept.iter().map(|(id, k)| (*id, k.1)).collect(),
-        );
+        let (kept, written) = kept(&database).map_err(failed)?;
         let mut keeper = Keeper {
             database,
-            size,
-            pending,
+            sizes,
+            pending: HashMap::new(),
             pending_bytes: 0,
             written,
             kept,
-            followers,
+            followers: HashMap::new(),
             at_end: HashSet::new(),
             closing: HashMap::new(),
         };
@@ -224,16 +304,17 @@ fn marked(line: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// Of each log, what it costs and how long it is, bytes.
-fn kept(database: &Connection) -> rusqlite::Result<HashMap<u64, (u64, u64)>> {
+fn kept(database: &Connection) -> rusqlite::Result<(Kept, HashMap<u64, u64>)> {
     let mut statement = database
         .prepare("SELECT guest, SUM(LENGTH(text) + ?1), SUM(LENGTH(text)) FROM pieces GROUP BY guest")?;
     let mut rows = statement.query([ROW.cast_signed()])?;
-    let mut kept = HashMap::new();
+    let (mut kept, mut written) = (Kept::default(), HashMap::new());
     while let Some(row) = rows.next()? {
         let whole = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
-        kept.insert(whole(0)?, (whole(1)?, whole(2)?));
+        kept.add(whole(0)?, whole(1)?);
+        written.insert(whole(0)?, whole(2)?);
     }
-    Ok(kept)
+    Ok((kept, written))
 }
 
 impl Keeper {
@@ -304,7 +385,8 @@ impl Keeper {
             self.pending_bytes += text.len();
             pending.extend(text);
             // Half of a log in one piece at most: the other half stays when it is shortened.
-            let surplus = pending.len().saturating_sub(usize::try_from(self.size / 2).unwrap_or(usize::MAX));
+            let surplus =
+                pending.len().saturating_sub(usize::try_from(self.sizes.each / 2).unwrap_or(usize::MAX));
             pending.drain(..surplus);
             self.pending_bytes -= surplus;
         }
@@ -357,7 +439,7 @@ impl Keeper {
             self.written.remove(id);
             self.at_end.remove(id);
             self.closing.remove(id);
-            if self.kept.remove(id).is_some() {
+            if self.kept.forget(*id) {
                 delete.execute([id.cast_signed()])?;
             }
         }
@@ -365,8 +447,9 @@ impl Keeper {
         transaction.commit()
     }
 
-    /// The last part of a log, of whole pieces.
+    /// The last part of a log.
     fn tail(&self, id: u64, most: u64) -> Vec<u8> {
+        let most = most.min(self.sizes.each);
         let pending = self.pending.get(&id).map(Vec::as_slice).unwrap_or_default();
         let mut pieces = self.pieces(id, most.saturating_sub(pending.len() as u64)).unwrap_or_default();
         pieces.reverse();
@@ -405,38 +488,25 @@ impl Keeper {
         let now = now_ms().cast_signed();
         for (id, text) in pending {
             insert.execute(params![id.cast_signed(), now, text])?;
-            let kept = self.kept.entry(id).or_default();
-            *kept += text.len() as u64 + ROW;
-            if *kept > self.size {
-                over.push(id);
+            if self.kept.add(id, text.len() as u64 + ROW) > self.sizes.each {
+                over.push((id, self.sizes.each / 4 * 3));
             }
         }
-        for id in over {
-            if let Some(kept) = self.kept.get_mut(&id) {
-                *kept -= shorten(&transaction, id, *kept - self.size / 4 * 3)?;
+        for (id, length) in over {
+            self.kept.shorten(&transaction, id, length)?;
+        }
+        if self.kept.all > self.sizes.all {
+            // A tenth less, so that this is not to be done each time.
+            let level = self.kept.level(self.sizes.all / 10 * 9);
+            let long: Vec<u64> =
+                self.kept.of.iter().filter(|(_, k)| **k > level).map(|(id, _)| *id).collect();
+            for id in long {
+                self.kept.shorten(&transaction, id, level)?;
             }
         }
         drop(insert);
         transaction.commit()
     }
-}
-
-/// Takes the oldest pieces of a log away, so many bytes or a little more, but never its last. Returns how many.
-fn shorten(database: &Connection, id: u64, surplus: u64) -> rusqlite::Result<u64> {
-    let mut statement = database
-        .prepare_cached("SELECT number, LENGTH(text) FROM pieces WHERE guest = ?1 ORDER BY number")?;
-    let mut rows = statement.query([id.cast_signed()])?;
-    let (mut gone, mut last) = (0, None);
-    while gone < surplus
-        && let Some(row) = rows.next()?
-    {
-        gone += row.get::<_, i64>(1)?.cast_unsigned() + ROW;
-        last = Some(row.get::<_, i64>(0)?);
-    }
-    database
-        .prepare_cached("DELETE FROM pieces WHERE guest = ?1 AND number <= ?2")?
-        .execute(params![id.cast_signed(), last.unwrap_or(0)])?;
-    Ok(gone)
 }
 
 #[cfg(test)]
@@ -450,7 +520,7 @@ mod tests {
     #[test]
     fn lines_go_to_their_guests_and_outlive_the_daemon() {
         let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path(), DEFAULT_SIZE).unwrap();
+        let logs = Logs::open(directory.path(), LogSizes::default()).unwrap();
         let said = b"1 one\n2 two\n1 three\nnonsense\n99 unknown\n18446744073709551616 too far\n2 \n";
         logs.hear(&said[..], |id| id < 50);
         assert_eq!(run(logs.read(1, 1 << 20)), b"one\nthree\n");
@@ -464,7 +534,7 @@ mod tests {
         assert_eq!(run(logs.read(2, 1 << 20)), b"");
         drop(logs);
         let again = || {
-            let logs = Logs::open(directory.path(), DEFAULT_SIZE).unwrap();
+            let logs = Logs::open(directory.path(), LogSizes::default()).unwrap();
             run(logs.read(1, 1 << 20))
         };
         let until = Instant::now() + Duration::from_secs(10);
@@ -477,7 +547,7 @@ mod tests {
     #[test]
     fn a_log_is_bounded_and_its_end_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path(), 4096).unwrap();
+        let logs = Logs::open(directory.path(), LogSizes { each: 4096, ..LogSizes::default() }).unwrap();
         for n in 0..200 {
             logs.hear(format!("7 line {n}\n8 other\n").as_bytes(), |_| true);
             std::thread::sleep(Duration::from_millis(if n % 40 == 0 { 250 } else { 0 }));
@@ -488,9 +558,43 @@ mod tests {
     }
 
     #[test]
+    fn all_together_are_bounded_and_the_longest_are_shortened() {
+        let directory = tempfile::tempdir().unwrap();
+        let sizes = LogSizes { each: 1 << 20, all: 64 << 10 };
+        let logs = Logs::open(directory.path(), sizes).unwrap();
+        let line = |id: u64, n: u64| format!("{id} {:>98}\n", format!("guest {id} line {n}"));
+        let length = |id| run(logs.read(id, 1 << 20)).len();
+        for (id, lines) in [(1, 10), (2, 300), (3, 500)] {
+            let text: String = (0..lines).map(|n| line(id, n)).collect();
+            logs.hear(text.as_bytes(), |_| true);
+            std::thread::sleep(2 * PATIENCE);
+        }
+        assert_eq!(length(1), 990, "who writes little loses nothing");
+        let all = 64 << 10;
+        assert!((all / 10 * 8..all).contains(&(length(1) + length(2) + length(3))));
+        assert!(length(2).abs_diff(length(3)) < 100, "{} {}", length(2), length(3));
+        assert!(run(logs.read(3, 1 << 20)).ends_with(b"guest 3 line 499\n"), "the end stays");
+        // The next daemon counts the same, and goes on.
+        drop(logs);
+        let database = Connection::open(directory.path().join("logs.db")).unwrap();
+        let counted = kept(&database).unwrap().0;
+        assert!(counted.all <= sizes.all && counted.of.len() == 3, "{} of {:?}", counted.all, counted.of);
+        assert_eq!(counted.all, counted.of.values().sum::<u64>());
+    }
+
+    #[test]
+    fn the_level_is_where_all_fits() {
+        let of = |lengths: &[u64]| Kept { of: (0..).zip(lengths.iter().copied()).collect(), all: 0 };
+        assert_eq!(of(&[]).level(10), u64::MAX);
+        assert_eq!(of(&[4, 6]).level(10), u64::MAX);
+        assert_eq!(of(&[1, 100, 100]).level(101), 50);
+        assert_eq!(of(&[9, 9, 9]).level(0), 0);
+    }
+
+    #[test]
     fn who_follows_hears_what_was_and_what_comes_until_the_end() {
         let directory = tempfile::tempdir().unwrap();
-        let logs = Logs::open(directory.path(), DEFAULT_SIZE).unwrap();
+        let logs = Logs::open(directory.path(), LogSizes::default()).unwrap();
         logs.hear(&b"1 before\n"[..], |_| true);
         let mut follower = logs.follow(1, 1 << 20);
         assert_eq!(run(follower.recv()).unwrap(), b"before\n");

@@ -30,7 +30,7 @@ use crate::channel::{FromCell, ToCell, receive};
 use crate::directory::Directory;
 use crate::events::Events;
 use crate::launcher::{Ending, Launcher, Started};
-use crate::logs::Logs;
+use crate::logs::{LogSizes, Logs};
 use crate::outbox::{Outbox, Tell};
 use crate::store::StoreError;
 pub use looks::Looking;
@@ -58,8 +58,8 @@ pub struct Config {
     pub first_subnet: Ipv4Addr,
     /// What guests may have, unless a client has settled that.
     pub gatekeeper: GatekeeperSettings,
-    /// How much of each guest's log is kept, bytes.
-    pub log_size: u64,
+    /// How much of guests' logs is kept.
+    pub log_sizes: LogSizes,
 }
 
 /// Why a supervisor cannot be started.

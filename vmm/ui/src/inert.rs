@@ -65,7 +65,7 @@ fn show(text: &str, most: usize, several: bool) -> String {
             // Writing to a string cannot fail.
             _ if let Some(name) = CONTROLS.get(c as usize) => drop(write!(shown, "⟨{name}⟩")),
             '\u{7f}' => shown.push_str("⟨DEL⟩"),
-            _ if invisible(c) => drop(write!(shown, "⟨U+{:04X}⟩", u32::from(c))),
+            _ if is_invisible(c) => drop(write!(shown, "⟨U+{:04X}⟩", u32::from(c))),
             _ => shown.push(c),
         }
     }
@@ -73,7 +73,8 @@ fn show(text: &str, most: usize, several: bool) -> String {
 }
 
 /// Whether a character has no picture of its own, or changes how others are placed.
-fn invisible(c: char) -> bool {
+#[must_use]
+pub fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
         | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'

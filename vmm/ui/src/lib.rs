@@ -43,6 +43,7 @@ mod table;
 pub use guard::{Key, Options};
 pub use http::router;
 pub use hub::MOST_WATCHERS;
+pub use inert::is_invisible;
 pub use serve::serve;
 pub use source::{
     Action, Console, Detail, Edge, Fact, Figures, Graph, Load, Place, Refusal, Seen, Source, Stage, State,

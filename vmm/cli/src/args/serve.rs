@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use foraker_api::Amounts;
 use foraker_api::system::Discipline;
+use foraker_supervisor::LogSizes;
 
 use super::{Listening, LogLevel, subnet};
 use crate::units;
@@ -38,8 +39,11 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FOLDER")]
     state: Option<PathBuf>,
     /// How much of each guest's log is kept
-    #[arg(long, value_name = "SIZE", value_parser = units::size, default_value_t = foraker_supervisor::DEFAULT_LOG_SIZE)]
+    #[arg(long, value_name = "SIZE", value_parser = units::size, default_value_t = LogSizes::default().each)]
     pub(crate) log_size: u64,
+    /// How much of all guests' logs together: the longest are shortened first
+    #[arg(long, value_name = "SIZE", value_parser = units::size, default_value_t = LogSizes::default().all, hide_short_help = true)]
+    pub(crate) log_total: u64,
     #[command(flatten)]
     pub(crate) socket: Listening,
     /// Serve also clients on other machines, on this address; they and the supervisor show each other certificates

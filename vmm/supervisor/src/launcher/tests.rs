@@ -11,6 +11,7 @@ use foraker_api::{Amounts, GatekeeperSettings};
 use super::process::Process;
 use super::*;
 use crate::directory::{self, Directory};
+use crate::logs::LogSizes;
 use crate::supervisor::{Config, Supervisor};
 
 /// Cells that may be started.
@@ -190,7 +191,12 @@ fn a_cell_that_cannot_be_understood_is_ended_and_started_again() {
     let directory = Directory::open(state.path()).unwrap();
     let gatekeeper =
         GatekeeperSettings { budget: Amounts::default(), most_waiting: 1, discipline: Discipline::Fair };
-    let config = Config { cells: 1, first_subnet: Ipv4Addr::new(10, 200, 0, 0), gatekeeper, log_size: 0 };
+    let config = Config {
+        cells: 1,
+        first_subnet: Ipv4Addr::new(10, 200, 0, 0),
+        gatekeeper,
+        log_sizes: LogSizes::default(),
+    };
     // Returns when it has tried several times, and no cell is left.
     let refused = Supervisor::start(config, directory, launcher).unwrap_err();
     assert!(refused.to_string().contains("no cell can be started"), "{refused}");

@@ -178,6 +178,7 @@ impl Supervisor {
                 spec: (*g.spec.1).clone(),
                 counters,
                 fault: g.fault.as_deref().cloned(),
+                core_bytes: None,
             };
             (detail, state.images.path(&g.digest))
         };
@@ -188,6 +189,9 @@ impl Supervisor {
                 fault
             });
             detail.fault = located.await.ok();
+        }
+        if detail.spec.keep_core {
+            detail.core_bytes = self.kept_core(id).await.map(|(_, bytes)| bytes);
         }
         Ok(detail)
     }

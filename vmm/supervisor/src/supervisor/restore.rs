@@ -58,7 +58,7 @@ impl std::fmt::Display for Found {
 /// Opens the registry and the logs, and makes the state that they say.
 pub(super) fn take_up(config: &Config, directory: &Directory) -> Result<(State, Logs, Found), StartError> {
     let (store, contents, _) = Store::open(directory.path())?;
-    let logs = Logs::open(directory.path(), config.log_size)?;
+    let logs = Logs::open(directory.path(), config.log_sizes)?;
     let Contents { specs, guests, owners, networks, images, names, cells, gatekeeper, last_id, daemons } =
         contents;
     let events = Events::new(daemons * EVENTS_OF_A_DAEMON);

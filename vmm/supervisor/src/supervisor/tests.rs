@@ -51,7 +51,12 @@ fn two_cells() -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
 
 fn two_cells_with(budget: Amounts) -> (Supervisor, Vec<std::sync::mpsc::Receiver<ToCell>>) {
     let gatekeeper = GatekeeperSettings { budget, most_waiting: 20, discipline: Discipline::Fair };
-    let config = Config { cells: 2, first_subnet: Ipv4Addr::new(10, 100, 0, 0), gatekeeper, log_size: 0 };
+    let config = Config {
+        cells: 2,
+        first_subnet: Ipv4Addr::new(10, 100, 0, 0),
+        gatekeeper,
+        log_sizes: LogSizes::default(),
+    };
     let (tos, told): (Vec<_>, Vec<_>) = (0..2).map(|_| channel()).unzip();
     let cells = tos
         .into_iter()
