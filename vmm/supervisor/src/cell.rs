@@ -231,7 +231,9 @@ pub fn run(channel: UnixStream, options: &Options) -> Result<(), CellError> {
         }
     };
     if !in_order {
-        // Its supervisor was killed: the next one waits for what this process has. The kernel takes it all at once.
+        // Its supervisor was killed: the next one waits for what this process has. Ended as it is, the kernel would take it apart one machine after the other, and
+        // wait 10 ms for each.
+        state.cell.lock().unwrap_or_else(PoisonError::into_inner).stop();
         std::process::exit(0);
     }
     let guests: Vec<_> = {
