@@ -3,13 +3,16 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use foraker_api::guest::Bulk;
 use foraker_api::{Action, Client, Create, Filter, Guest, GuestSpec, State};
 
 /// How long a guest may take to run, seconds.
 const PATIENCE: u16 = 60;
+/// How often it is looked whether one runs that had to wait in line.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A connection to a supervisor.
 #[derive(Debug)]
@@ -39,8 +42,20 @@ impl Control {
     pub fn run(&mut self, guest: &GuestSpec) -> Result<(u64, Ipv4Addr)> {
         let create = Create { count: 1, wait_seconds: PATIENCE, guest: guest.clone() };
         let created = self.0.create(&create)?;
-        ensure!(created.open == 0, "guest {} does not run", created.first);
-        Ok((created.first, created.ipv4.context("the guest has no address")?))
+        if created.open == 0 {
+            return Ok((created.first, created.ipv4.context("the guest has no address")?));
+        }
+        // It stands in the gatekeeper's line, which nobody waits for who asks for a guest.
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(PATIENCE.into()) {
+            let guest = self.guest(created.first)?;
+            if guest.state == State::Running {
+                return Ok((guest.id, guest.ipv4.context("the guest has no address")?));
+            }
+            ensure!(!guest.state.is_over(), "guest {} does not run: it is {}", guest.id, guest.state);
+            std::thread::sleep(LOOK);
+        }
+        bail!("guest {} does not run", created.first)
     }
 
     /// Every guest.

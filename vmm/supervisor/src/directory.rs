@@ -2,7 +2,7 @@
 //!
 //! Both are told by locks that the kernel lets go when a process ends, however it ends (flock(2)). The supervisor has an open file with a shared lock, its *mark*,
 //! which its launcher and each cell inherit; a supervisor that finds the lock starts no cell until the last copy is gone, because those cells still have their TAP
-//! devices and ports. It serves its clients meanwhile: the kernel takes a killed cell apart at about a thousand guests a second. The launcher waits for its cells, so
+//! devices and ports. It serves its clients meanwhile: thousands of machines take seconds to be taken apart. The launcher waits for its cells, so
 //! that its copy is there until they are gone altogether; a cell's own, which may be closed before its TAP device is, is for when somebody ends the launcher as well.
 
 use std::fs::{self, File, OpenOptions};
