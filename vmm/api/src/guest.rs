@@ -491,10 +491,10 @@ impl Fault {
         }
         let _ = write!(text, ", at {}", self.rip);
         if let Some(function) = &self.function {
-            let _ = write!(text, " in {function}");
+            let _ = write!(text, " in {}", one_line(function));
         }
         if let (Some(file), Some(line)) = (&self.file, self.line) {
-            let _ = write!(text, " ({file}:{line})");
+            let _ = write!(text, " ({}:{line})", one_line(file));
         }
         for row in REGISTERS.chunks(6) {
             text.push_str("\n ");
@@ -506,6 +506,14 @@ impl Fault {
         }
         text
     }
+}
+
+/// Most characters of what an image calls a function or a file.
+const LONGEST_NAME: usize = 512;
+
+/// What an image calls something, which may hold anything and be of any length, as a part of a line.
+fn one_line(name: &str) -> String {
+    name.chars().take(LONGEST_NAME).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// What a guest has used since it started.
@@ -669,5 +677,23 @@ impl Filter {
             && is(&self.image, &guest.image)
             && (self.states.is_empty() || self.states.contains(&guest.state))
             && self.label.as_ref().is_none_or(labelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_an_image_add_no_line_to_a_report() {
+        let plain = Fault { function: Some("f".to_owned()), line: Some(1), ..Fault::default() };
+        let hostile = Fault {
+            function: Some(format!("f\nvmm: guest other exited{}", "x".repeat(1 << 20))),
+            file: Some("a\r\n\u{1b}[2J.rs".to_owned()),
+            ..plain.clone()
+        };
+        let text = hostile.text();
+        assert_eq!(text.lines().count(), plain.text().lines().count(), "{text}");
+        assert!(!text.contains(['\r', '\u{1b}']) && text.len() < 4096, "{} bytes", text.len());
     }
 }

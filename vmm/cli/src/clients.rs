@@ -133,7 +133,7 @@ fn in_the_foreground(mut client: Client, socket: &Socket, id: u64) -> anyhow::Re
             eprintln!("vmm: guest {name} faulted: {}", crate::format::inert_lines(&text));
             STATUS_FAULT
         }
-        State::Refused => bail!("{}", guest.reason.unwrap_or_default()),
+        State::Refused => bail!("{}", crate::format::inert_lines(&guest.reason.unwrap_or_default())),
         _ => {
             let why = crate::format::inert(&guest.reason.unwrap_or_default());
             eprintln!("vmm: guest {name} was ended: {why}");
